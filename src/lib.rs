@@ -1,0 +1,12 @@
+//! sluice: a Kubernetes service proxy for Linux nodes that programs the kernel through netlink alone.
+//!
+//! Data flows in one direction; each module knows only those it may (ARCHITECTURE.md, tests/layers.rs):
+//!
+//! ```text
+//! source → model::Event → model::State → render → ruleset::diff → netlink
+//! ```
+
+pub mod model;
+pub mod net;
+pub mod netlink;
+pub mod ruleset;

@@ -1,0 +1,152 @@
+//! EndpointSlices: the fields rules depend on.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use k8s_openapi::api::discovery::v1 as api;
+
+use super::{ObjectKey, Parsed, Problem};
+use crate::net::{Family, Protocol, parse_ip};
+
+/// Names the Service a slice belongs to.
+pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
+/// A slice with this label is for a headless Service: no proxy's business.
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// An EndpointSlice, as far as rules depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    pub service: ObjectKey,
+    pub family: Family,
+    pub ports: Vec<SlicePort>,
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePort {
+    pub name: Box<str>,
+    pub protocol: Protocol,
+    pub port: u16,
+}
+
+/// One entry of `endpoints`, still without a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    pub address: IpAddr,
+    pub node_name: Option<Arc<str>>,
+    pub conditions: Conditions,
+    pub hints: Hints,
+}
+
+/// Conditions with the API's meaning of a missing one: ready and serving are true, terminating is false.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conditions {
+    pub ready: bool,
+    pub serving: bool,
+    pub terminating: bool,
+}
+
+/// Topology hints: for whom the EndpointSlice controller meant this endpoint.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hints {
+    pub zones: Box<[Arc<str>]>,
+    pub nodes: Box<[Arc<str>]>,
+}
+
+/// An endpoint of one service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+    /// Is it on this node?
+    pub local: bool,
+    pub conditions: Conditions,
+    pub hints: Hints,
+}
+
+impl EndpointSlice {
+    /// Cuts an API object down. Entries that cannot be used are reported and left out.
+    pub fn from_object(object: &api::EndpointSlice) -> Parsed<Self> {
+        let key = super::key_of(&object.metadata);
+        let mut problems = Vec::new();
+        let value = Self::parse(object, &key, &mut problems);
+        Parsed { key, value, problems }
+    }
+
+    fn parse(object: &api::EndpointSlice, key: &ObjectKey, problems: &mut Vec<Problem>) -> Option<Self> {
+        let labels = object.metadata.labels.as_ref()?;
+        if labels.contains_key(HEADLESS_LABEL) {
+            return None;
+        }
+        let service = labels.get(SERVICE_NAME_LABEL).filter(|name| !name.is_empty())?;
+        let family = match object.address_type.as_str() {
+            "IPv4" => Family::Ipv4,
+            "IPv6" => Family::Ipv6,
+            "FQDN" => return None, // no proxy resolves names
+            other => {
+                problems.push(Problem { field: "addressType".into(), cause: format!("{other:?} is not IPv4 or IPv6") });
+                return None;
+            }
+        };
+        Some(Self {
+            service: ObjectKey::new(key.namespace.clone(), service.as_str()),
+            family,
+            ports: parse_ports(object, problems),
+            endpoints: parse_endpoints(object, family, problems),
+        })
+    }
+}
+
+fn parse_ports(object: &api::EndpointSlice, problems: &mut Vec<Problem>) -> Vec<SlicePort> {
+    let ports = object.ports.iter().flatten().enumerate();
+    ports.filter_map(|(i, port)| parse_port(port).map_err(|p| problems.push(p.under(&format!("ports[{i}]")))).ok()).collect()
+}
+
+fn parse_port(port: &api::EndpointPort) -> Result<SlicePort, Problem> {
+    let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    let number = port.port.unwrap_or(0);
+    Ok(SlicePort {
+        name: port.name.as_deref().unwrap_or_default().into(),
+        protocol: Protocol::from_api(protocol)
+            .ok_or_else(|| Problem { field: "protocol".into(), cause: format!("{protocol:?} is not TCP, UDP or SCTP") })?,
+        port: super::port_number(number).ok_or_else(|| super::bad_port("port", number))?,
+    })
+}
+
+fn parse_endpoints(object: &api::EndpointSlice, family: Family, problems: &mut Vec<Problem>) -> Vec<SliceEndpoint> {
+    let listed = object.endpoints.as_deref().unwrap_or_default();
+    let mut endpoints = Vec::with_capacity(listed.len());
+    for (i, endpoint) in listed.iter().enumerate() {
+        let Some(text) = endpoint.addresses.first() else {
+            problems.push(Problem { field: format!("endpoints[{i}].addresses"), cause: "is empty".into() });
+            continue;
+        };
+        match parse_ip(text).filter(|&address| Family::of(address) == family) {
+            Some(address) => endpoints.push(parse_endpoint(endpoint, address)),
+            None => problems.push(Problem {
+                field: format!("endpoints[{i}].addresses[0]"),
+                cause: format!("{text:?} is not an {family} address"),
+            }),
+        }
+    }
+    endpoints
+}
+
+fn parse_endpoint(endpoint: &api::Endpoint, address: IpAddr) -> SliceEndpoint {
+    let conditions = endpoint.conditions.as_ref();
+    let hints = endpoint.hints.as_ref();
+    let zones = hints.and_then(|h| h.for_zones.as_deref()).unwrap_or_default();
+    let nodes = hints.and_then(|h| h.for_nodes.as_deref()).unwrap_or_default();
+    SliceEndpoint {
+        address,
+        node_name: endpoint.node_name.as_deref().map(Into::into),
+        conditions: Conditions {
+            ready: conditions.and_then(|c| c.ready).unwrap_or(true),
+            serving: conditions.and_then(|c| c.serving).unwrap_or(true),
+            terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
+        },
+        hints: Hints {
+            zones: zones.iter().map(|z| z.name.as_str().into()).collect(),
+            nodes: nodes.iter().map(|n| n.name.as_str().into()).collect(),
+        },
+    }
+}

@@ -1,0 +1,47 @@
+//! The kernel, by netlink: sockets, the attribute codec, nf_tables messages with xt compatibility
+//! payloads, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
+
+mod error;
+
+pub use error::{Errno, Error, Refusal};
+
+use crate::net::Family;
+use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};
+
+/// The part of the kernel that holds rules. Two implementations: the real one and the fake for tests,
+/// which is held to the real one's answers by a parity test.
+pub trait Kernel {
+    /// Reads the tables of `family` that iptables users share, telling `visit` of each thing: tables
+    /// first, then chains, then rules in the order they have in their chain.
+    ///
+    /// Fails with [`Error::Interrupted`] when somebody changed the rules meanwhile: what was visited
+    /// may then be a mixture, start anew.
+    fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error>;
+
+    /// Applies a transaction, whole or not at all.
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error>;
+}
+
+/// Something [`Kernel::read`] came across.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Seen {
+    Table(Table),
+    Chain {
+        table: Table,
+        chain: ChainName,
+    },
+    /// `rule` is `None` where it says something our types cannot: then it isn't one of ours.
+    Rule {
+        table: Table,
+        chain: ChainName,
+        handle: Handle,
+        rule: Option<Rule>,
+    },
+}
+
+/// What a commit made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Committed {
+    /// The handles of the added rules, one for each `Op::AddRule`, in order.
+    pub handles: Vec<Handle>,
+}

@@ -1,0 +1,14 @@
+//! What a node should have, as values: typed tables, chains and rules, their text, their differences,
+//! and the transactions that carry a difference to the kernel.
+//!
+//! Pure: no socket, clock, log or lock. Below it is [`crate::netlink`], which turns these values into
+//! messages and messages into these values; above it [`crate::render`], which makes them.
+
+mod rule;
+pub mod text;
+mod transaction;
+
+pub use rule::{
+    AddrType, ChainName, Comment, CtStates, InterfaceMatch, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target,
+};
+pub use transaction::{Handle, Op, Place, Transaction};
