@@ -252,13 +252,12 @@ fn parse_affinity(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> Optio
     }
     let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
     let Some(seconds) = config.and_then(|c| c.timeout_seconds) else { return Some(DEFAULT_AFFINITY_SECONDS) };
-    match u32::try_from(seconds) {
-        Ok(seconds @ 1..=86_400) => Some(seconds),
-        _ => {
-            let cause = format!("{seconds} is not in 1..86400, taken as {DEFAULT_AFFINITY_SECONDS}");
-            problems.push(Problem { field: "spec.sessionAffinityConfig.clientIP.timeoutSeconds".into(), cause });
-            Some(DEFAULT_AFFINITY_SECONDS)
-        }
+    if let Ok(seconds @ 1..=86_400) = u32::try_from(seconds) {
+        Some(seconds)
+    } else {
+        let cause = format!("{seconds} is not in 1..86400, taken as {DEFAULT_AFFINITY_SECONDS}");
+        problems.push(Problem { field: "spec.sessionAffinityConfig.clientIP.timeoutSeconds".into(), cause });
+        Some(DEFAULT_AFFINITY_SECONDS)
     }
 }
 

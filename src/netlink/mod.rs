@@ -1,4 +1,4 @@
-//! The kernel, by netlink: sockets, the attribute codec, nf_tables messages with xt compatibility
+//! The kernel, by netlink: sockets, the attribute codec, `nf_tables` messages with xt compatibility
 //! payloads, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
 
 mod error;

@@ -122,7 +122,7 @@ pub enum AddrType {
 }
 
 /// States of `-m conntrack --ctstate`, with the bits of `XT_CONNTRACK_STATE_*`
-/// (linux/netfilter/xt_conntrack.h).
+/// (`linux/netfilter/xt_conntrack.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CtStates(pub u16);
 
@@ -185,7 +185,7 @@ pub enum Match {
 pub enum RejectWith {
     /// IPv4: ICMP port unreachable (`IPT_ICMP_PORT_UNREACHABLE`, 3).
     IcmpPortUnreachable,
-    /// IPv6: ICMPv6 port unreachable (`IP6T_ICMP6_PORT_UNREACH`, 4).
+    /// IPv6: `ICMPv6` port unreachable (`IP6T_ICMP6_PORT_UNREACH`, 4).
     Icmp6PortUnreachable,
 }
 

@@ -20,7 +20,7 @@ pub enum Place {
     Before(Handle),
 }
 
-/// One operation. Each becomes one nf_tables message, but [`Op::AddTable`], which brings the table's
+/// One operation. Each becomes one `nf_tables` message, but [`Op::AddTable`], which brings the table's
 /// built-in chains along.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
