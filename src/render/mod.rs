@@ -142,16 +142,31 @@ pub fn mode(context: &Context<'_>) -> (Owner, Block) {
     (Owner::Mode, iptables::mode_block(context))
 }
 
-/// The part of one Service: a block for each of its ports. Empty when the Service is not there.
-pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<(Owner, Block)> {
+/// The part of one port of a Service.
+#[derive(Debug)]
+pub struct PortPart {
+    pub owner: Owner,
+    pub block: Block,
+    pub without_local: WithoutLocal,
+}
+
+/// Which of a port's traffic is dropped because its policy is Local and all endpoints are elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    pub internal: bool,
+    pub external: bool,
+}
+
+/// The part of one Service, port by port. Empty when the Service is not there.
+pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<PortPart> {
     let Some(service) = context.state.service(key) else { return Vec::new() };
-    let ports = service.ports_of(key, context.family);
-    ports.map(|port| (names::owner(&port), iptables::service_block(context, key, &port))).collect()
+    service.ports_of(key, context.family).map(|port| iptables::service_part(context, key, &port)).collect()
 }
 
 /// Everything one family of the node should have.
 pub fn all(context: &Context<'_>) -> Desired {
     let mut rules = vec![mode(context)];
-    rules.extend(context.state.services().flat_map(|(key, _)| service(context, key)));
+    let parts = context.state.services().flat_map(|(key, _)| service(context, key));
+    rules.extend(parts.map(|part| (part.owner, part.block)));
     Desired { rules }
 }

@@ -2,10 +2,10 @@
 //! everything else of ours becomes [`Owner::Nobody`]'s, to be replaced or removed by the same planner
 //! that makes every other change.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use super::block::{Block, Digest, Group, Kind, Layout, Owner, Side};
-use super::diff::{Applied, AppliedBlock, AppliedGroup, ChainKey};
+use super::diff::{Applied, AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::rule::{ChainName, Rule, Table};
 use super::transaction::Handle;
 
@@ -15,7 +15,7 @@ pub struct Found {
     layout: &'static Layout,
     tables: BTreeSet<Table>,
     /// Chains that may be complete in themselves, with the fingerprint of their rules.
-    chains: HashMap<ChainKey, Digest>,
+    chains: HashMap<ChainKey, AppliedChain>,
     /// Rules of shared chains, in their order.
     shared: HashMap<ChainKey, Vec<(Digest, Handle)>>,
 }
@@ -32,7 +32,7 @@ impl Found {
     pub fn chain(&mut self, table: Table, chain: ChainName) {
         match self.layout.kind(table, chain.as_str()) {
             Kind::Dispatch | Kind::Common => drop(self.shared.insert((table, chain), Vec::new())),
-            Kind::PerService | Kind::Other => drop(self.chains.insert((table, chain), Digest::EMPTY)),
+            Kind::PerService | Kind::Other => drop(self.chains.insert((table, chain), AppliedChain::EMPTY)),
         }
     }
 
@@ -47,33 +47,67 @@ impl Found {
         }
     }
 
-    /// Hands what was found to those who want it.
-    pub fn assign<'b>(self, wanted: impl Iterator<Item = (&'b Owner, &'b Block)> + Clone) -> Applied {
-        let mut shared: HashMap<_, _> = self.shared.iter().map(|(key, rules)| (key.clone(), Free::new(rules))).collect();
-        let mut owners: HashMap<Owner, AppliedBlock> = HashMap::new();
-        let mut unwanted: BTreeSet<_> = self.chains.keys().filter(|key| self.is_per_service(key)).cloned().collect();
-        // The tail's groups come after all others, so that only what stands behind those is taken.
-        for side in [Side::Head, Side::Tail] {
-            for (owner, block) in wanted.clone() {
-                let taken = owners.entry(owner.clone()).or_default();
-                let groups = block.groups.iter().filter(|g| g.side == side);
-                taken.groups.extend(groups.filter_map(|group| take(&mut shared, group)));
-            }
-        }
-        for (owner, block) in wanted {
-            let keys = block.chains.iter().map(|chain| (chain.table, chain.name.clone()));
-            let existing: Vec<_> = keys.filter(|key| self.chains.contains_key(key)).collect();
-            existing.iter().for_each(|key| _ = unwanted.remove(key));
-            owners.entry(owner.clone()).or_default().chains = existing;
-        }
-        let nobody = AppliedBlock { chains: unwanted.into_iter().collect(), groups: leftovers(shared, self.layout) };
-        owners.insert(Owner::Nobody, nobody);
-        owners.retain(|_, block| *block != AppliedBlock::default());
-        Applied { tables: self.tables, chains: self.chains, shared: self.shared.into_keys().collect(), owners }
+    /// Is there nothing of the mode's at all, as on a node that never had such rules?
+    pub fn is_nothing(&self) -> bool {
+        let common = |(table, chain): &ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::Common;
+        let is_ours = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::PerService;
+        self.shared.keys().all(common) && !self.chains.keys().any(|key| is_ours(&key))
     }
 
-    fn is_per_service(&self, (table, chain): &ChainKey) -> bool {
-        self.layout.kind(*table, chain.as_str()) == Kind::PerService
+    /// Begins to hand out what was found to those who want it.
+    pub fn adopt(self) -> Adoption {
+        let is_per_service = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::PerService;
+        Adoption {
+            free: self.shared.iter().map(|(key, rules)| (key.clone(), Free::new(rules))).collect(),
+            unwanted: self.chains.keys().filter(is_per_service).cloned().collect(),
+            owners: HashMap::new(),
+            tails: Vec::new(),
+            found: self,
+        }
+    }
+}
+
+/// What was found, being handed out owner by owner.
+#[derive(Debug)]
+pub struct Adoption {
+    found: Found,
+    free: HashMap<ChainKey, Free>,
+    unwanted: BTreeSet<ChainKey>,
+    owners: HashMap<Owner, AppliedBlock>,
+    /// Groups that must stand behind all others, and so are handed theirs last.
+    tails: Vec<(Owner, Group)>,
+}
+
+impl Adoption {
+    /// Hands `owner` what `block` has in common with the kernel.
+    pub fn take(&mut self, owner: &Owner, block: &Block) {
+        let keys = block.chains.iter().map(|chain| (chain.table, chain.name.clone()));
+        let chains: Vec<_> = keys.filter(|key| self.found.chains.contains_key(key)).collect();
+        chains.iter().for_each(|key| _ = self.unwanted.remove(key));
+        let (tails, heads): (Vec<_>, Vec<_>) = block.groups.iter().partition(|g| g.side == Side::Tail);
+        self.tails.extend(tails.into_iter().map(|group| (owner.clone(), group.clone())));
+        let groups = heads.into_iter().filter_map(|group| take(&mut self.free, group)).collect();
+        self.owners.insert(owner.clone(), AppliedBlock { chains, groups });
+    }
+
+    /// All owners have been here. What is left is nobody's.
+    pub fn finish(mut self) -> Applied {
+        for (owner, group) in std::mem::take(&mut self.tails) {
+            let taken = take(&mut self.free, &group);
+            self.owners.entry(owner).or_default().groups.extend(taken);
+        }
+        let groups = leftovers(self.free, self.found.layout);
+        self.owners.insert(Owner::Nobody, AppliedBlock { chains: self.unwanted.into_iter().collect(), groups });
+        self.owners.retain(|_, block| *block != AppliedBlock::default());
+        let mut applied = Applied {
+            tables: self.found.tables,
+            chains: self.found.chains,
+            shared: self.found.shared.into_keys().collect(),
+            owners: self.owners,
+            rules: BTreeMap::new(),
+        };
+        applied.count();
+        applied
     }
 }
 
@@ -96,6 +130,7 @@ fn leftovers(shared: HashMap<ChainKey, Free>, layout: &Layout) -> Vec<AppliedGro
 }
 
 /// The rules of one shared chain that nobody has taken yet.
+#[derive(Debug)]
 struct Free {
     rules: Vec<Option<(Digest, Handle)>>,
     positions: HashMap<Digest, VecDeque<usize>>,

@@ -13,7 +13,7 @@
 //!    each before those it jumps to. Deletions are not validated by the kernel, and would make the
 //!    next addition wait (netlink.md §2).
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem;
 
 use super::block::{Block, Digest, Group, Layout, OwnedChain, Owner, Side};
@@ -32,10 +32,28 @@ pub(super) type ChainKey = (Table, ChainName);
 pub struct Applied {
     pub(super) tables: BTreeSet<Table>,
     /// Chains that exist and are complete in themselves.
-    pub(super) chains: HashMap<ChainKey, Digest>,
+    pub(super) chains: HashMap<ChainKey, AppliedChain>,
     /// Shared chains that exist; what stands in them is known by owner.
     pub(super) shared: BTreeSet<ChainKey>,
     pub(super) owners: HashMap<Owner, AppliedBlock>,
+    /// How many rules of ours each table holds.
+    pub(super) rules: BTreeMap<Table, usize>,
+}
+
+/// A chain's rules: their fingerprint and how many they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct AppliedChain {
+    pub(super) digest: Digest,
+    pub(super) rules: usize,
+}
+
+impl AppliedChain {
+    pub(super) const EMPTY: Self = Self { digest: Digest::EMPTY, rules: 0 };
+
+    /// The chain with one more rule.
+    pub(super) fn then(self, rule: Digest) -> Self {
+        Self { digest: self.digest.then(rule), rules: self.rules + 1 }
+    }
 }
 
 /// What the kernel holds of one owner.
@@ -65,35 +83,61 @@ impl Applied {
         self.owners.keys()
     }
 
-    /// How many chains are programmed.
-    pub fn chain_count(&self) -> usize {
-        self.chains.len() + self.shared.len()
+    /// How many rules of ours `table` holds.
+    pub fn rule_count(&self, table: Table) -> usize {
+        self.rules.get(&table).copied().unwrap_or_default()
     }
 
     /// Writes down that `step` was committed, with the handles of the rules it added.
     pub fn record(&mut self, step: Step, handles: &[Handle]) {
         self.tables.extend(step.tables);
         self.shared.extend(step.shared);
-        self.chains.extend(step.chains);
-        for chain in &step.deleted {
-            self.chains.remove(chain);
+        for (key, chain) in step.chains {
+            *self.rules.entry(key.0).or_default() += chain.rules;
+            let before = self.chains.insert(key.clone(), chain);
+            self.uncount(key.0, before.map_or(0, |c| c.rules));
+        }
+        for key in &step.deleted {
+            let before = self.chains.remove(key);
+            self.uncount(key.0, before.map_or(0, |c| c.rules));
         }
         for (owner, pending) in step.owners {
-            match pending {
-                Some(pending) => drop(self.owners.insert(owner, pending.resolve(handles))),
-                None => drop(self.owners.remove(&owner)),
+            let before = self.owners.remove(&owner).unwrap_or_default();
+            before.groups.iter().for_each(|group| self.uncount(group.table, group.rules.len()));
+            if let Some(pending) = pending {
+                let block = pending.resolve(handles);
+                block.groups.iter().for_each(|group| *self.rules.entry(group.table).or_default() += group.rules.len());
+                self.owners.insert(owner, block);
             }
         }
+    }
+
+    /// Counts afresh. Chains that belong to nobody we know are not counted.
+    pub(super) fn count(&mut self) {
+        for block in self.owners.values() {
+            for key in &block.chains {
+                *self.rules.entry(key.0).or_default() += self.chains.get(key).map_or(0, |c| c.rules);
+            }
+            for group in &block.groups {
+                *self.rules.entry(group.table).or_default() += group.rules.len();
+            }
+        }
+    }
+
+    /// Saturating: a chain of ours that a step refills may have been found without its owner.
+    fn uncount(&mut self, table: Table, rules: usize) {
+        let count = self.rules.entry(table).or_default();
+        *count = count.saturating_sub(rules);
     }
 }
 
 /// One transaction, and what its success means.
 #[derive(Debug)]
 pub struct Step {
-    pub transaction: Transaction,
+    transaction: Transaction,
     tables: Vec<Table>,
     shared: Vec<ChainKey>,
-    chains: Vec<(ChainKey, Digest)>,
+    chains: Vec<(ChainKey, AppliedChain)>,
     deleted: Vec<ChainKey>,
     owners: Vec<(Owner, Option<PendingBlock>)>,
     /// `AddRule` operations so far: the index the next one's handle will have.
@@ -101,6 +145,12 @@ pub struct Step {
 }
 
 impl Step {
+    /// Takes the transaction out, to be committed and dropped: what is left to remember is small.
+    pub fn take_transaction(&mut self) -> Transaction {
+        let family = self.transaction.family;
+        mem::replace(&mut self.transaction, Transaction::new(family))
+    }
+
     fn new(family: Family) -> Self {
         Self {
             transaction: Transaction::new(family),
@@ -125,11 +175,12 @@ impl Step {
     }
 
     fn fill(&mut self, chain: OwnedChain, digest: Digest) {
-        self.added += chain.rules.len();
+        let filled = AppliedChain { digest, rules: chain.rules.len() };
+        self.added += filled.rules;
         let (table, name) = (chain.table, chain.name);
         let add = |rule| Op::AddRule { table, chain: name.clone(), place: Place::Tail, rule };
         self.transaction.ops.extend(chain.rules.into_iter().map(add));
-        self.chains.push(((table, name), digest));
+        self.chains.push(((table, name), filled));
     }
 
     /// Appends another step's operations and notes behind this one's.
@@ -276,7 +327,7 @@ impl<'a> Planner<'a> {
         let digest = Digest::of_chain(&chain.rules);
         let (table, name) = (chain.table, chain.name.clone());
         match self.applied.chains.get(&(table, name.clone())) {
-            Some(known) if *known == digest => {}
+            Some(known) if known.digest == digest => {}
             Some(_) => {
                 self.live.push(Op::FlushChain { table, chain: name });
                 self.live.fill(chain, digest);

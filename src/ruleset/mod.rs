@@ -11,7 +11,7 @@ mod rule;
 pub mod text;
 mod transaction;
 
-pub use adopt::Found;
+pub use adopt::{Adoption, Found};
 pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side};
 pub use diff::{Applied, Planner, Step};
 pub use rule::{

@@ -4,7 +4,7 @@ mod mode;
 mod service;
 
 pub use mode::mode_block;
-pub use service::service_block;
+pub use service::service_part;
 
 use crate::ruleset::{Layout, Table};
 

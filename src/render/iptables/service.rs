@@ -6,18 +6,25 @@ use super::{EXTERNAL_SERVICES, MARK_MASQ, NODE_PORTS, PROXY_FIREWALL, SERVICES};
 use crate::model::select::{Selection, select};
 use crate::model::{Endpoint, ObjectKey, ServicePort};
 use crate::net::Family;
-use crate::render::Context;
-use crate::render::names::{NFACCT_LOCALHOST, PortChains, endpoint_chain};
+use crate::render::names::{NFACCT_LOCALHOST, PortChains, endpoint_chain, owner};
+use crate::render::{Context, PortPart, WithoutLocal};
 use crate::ruleset::{
     AddrType, Block, ChainName, Group, Match, Negatable, OwnedChain, RecentAction, RejectWith, Rule, Side, Table, Target,
 };
 
 /// All rules of `port`, one of the ports of Service `key`.
-pub fn service_block(context: &Context<'_>, key: &ObjectKey, port: &ServicePort) -> Block {
+pub fn service_part(context: &Context<'_>, key: &ObjectKey, port: &ServicePort) -> PortPart {
     let endpoints = context.state.endpoints(key, port, context.family);
     let selection = select(&endpoints, port, context.state.place());
     let rendering = Rendering { context, port, chains: PortChains::of(port), selection };
-    Block { chains: rendering.owned_chains(), groups: rendering.groups() }
+    PortPart {
+        owner: owner(port),
+        block: Block { chains: rendering.owned_chains(), groups: rendering.groups() },
+        without_local: WithoutLocal {
+            internal: rendering.selection.any && !rendering.has_internal_endpoints(),
+            external: rendering.selection.any && !rendering.has_external_endpoints(),
+        },
+    }
 }
 
 struct Rendering<'a> {
@@ -28,8 +35,6 @@ struct Rendering<'a> {
 }
 
 impl Rendering<'_> {
-    // ---- what is to be done with this port's traffic
-
     fn has_internal_endpoints(&self) -> bool {
         self.selection.any && !(self.port.internal_policy_local && self.selection.local.is_empty())
     }
@@ -62,8 +67,6 @@ impl Rendering<'_> {
         let addresses = &self.port.addresses;
         self.selection.any && !addresses.load_balancer_vips.is_empty() && !addresses.source_ranges.is_empty()
     }
-
-    // ---- rules in shared chains
 
     fn groups(&self) -> Vec<Group> {
         let groups = [
@@ -162,8 +165,6 @@ impl Rendering<'_> {
         };
         (number != 0).then(rule).into_iter().collect()
     }
-
-    // ---- chains of this port's own, each after those it jumps to
 
     fn owned_chains(&self) -> Vec<OwnedChain> {
         let mut chains: Vec<_> = self.selection.reachable.iter().map(|endpoint| self.endpoint_chain(endpoint)).collect();
