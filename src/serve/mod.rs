@@ -1,0 +1,13 @@
+//! What the proxy tells about itself over HTTP: health, service health checks, metrics, status.
+//!
+//! It only listens and answers. It must not decide anything about rules, read the API or touch the
+//! kernel's tables: the agent and the sync loop report to [`Health`] and [`ServiceHealth`], and every
+//! server is a plain future for the agent's supervised set.
+
+pub mod health;
+pub mod http;
+pub mod service_health;
+
+pub use health::Health;
+pub use http::{Handler, Server, Shutdown};
+pub use service_health::{HealthPort, ListenOn, ServiceHealth};
