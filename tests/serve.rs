@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serve::client::{Answer, captured, connect, eventually, get, read_answer, request};
+use serve::client::{Answer, captured, connect, eventually, get, is_hung_up, read_answer, receive, request, send};
 use sluice::model::{Node, ObjectKey};
 use sluice::net::Family;
 use sluice::serve::health::Now;
@@ -20,7 +20,6 @@ use sluice::serve::metrics::{Scope, Table, TrafficPolicy};
 use sluice::serve::service_health::Servers;
 use sluice::serve::status::{health_routes, metrics_routes};
 use sluice::serve::{Handler, Health, HealthPort, ListenOn, Metrics, Server, ServiceHealth};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -134,10 +133,10 @@ async fn status_answers_are_kube_proxys() {
 async fn head_answers_without_a_body_and_any_method_is_taken() {
     let server = start(metrics_routes(metrics(), "iptables"), Limits::default()).await;
     let mut stream = connect(server.address).await;
-    stream.write_all(b"HEAD /proxyMode HTTP/1.1\r\nHost: n\r\n\r\nDELETE /proxyMode HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+    send(&mut stream, "HEAD /proxyMode HTTP/1.1\r\nHost: n\r\n\r\nDELETE /proxyMode HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     let mut text = Vec::new();
     while !text.ends_with(b"iptables") {
-        assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0, "ended early: {}", String::from_utf8_lossy(&text));
+        assert!(receive(&mut stream, &mut text).await.unwrap(), "ended early: {}", String::from_utf8_lossy(&text));
     }
     let text = String::from_utf8(text).unwrap();
     assert_eq!(text.matches("Content-Length: 8\r\n").count(), 2, "{text}");
@@ -163,12 +162,10 @@ async fn a_client_that_stops_half_way_is_cut_off_and_holds_nobody_up() {
     let limits = Limits { first_request: Duration::from_millis(300), ..Limits::default() };
     let server = start_health(healthy(), limits).await;
     let mut slow = connect(server.address).await;
-    slow.write_all(b"GET /livez HTTP/1.1\r\nHost: sl").await.unwrap();
+    send(&mut slow, "GET /livez HTTP/1.1\r\nHost: sl").await.unwrap();
     assert_eq!(get(server.address, "/livez").await.status, "HTTP/1.1 200 OK");
     let started = Instant::now();
-    let mut rest = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), slow.read_to_end(&mut rest)).await.expect("cut off").unwrap();
-    assert!(rest.is_empty() && started.elapsed() < Duration::from_secs(5));
+    assert!(is_hung_up(&mut slow).await && started.elapsed() < Duration::from_secs(5));
 }
 
 #[tokio::test]
@@ -176,9 +173,9 @@ async fn a_client_that_drips_headers_is_cut_off() {
     let limits = Limits { first_request: Duration::from_millis(300), ..Limits::default() };
     let server = start_health(healthy(), limits).await;
     let mut slow = connect(server.address).await;
-    slow.write_all(b"GET /livez HTTP/1.1\r\n").await.unwrap();
+    send(&mut slow, "GET /livez HTTP/1.1\r\n").await.unwrap();
     let dripped = async {
-        while slow.write_all(b"X: y\r\n").await.is_ok() {
+        while send(&mut slow, "X: y\r\n").await.is_ok() {
             tokio::time::sleep(Duration::from_millis(20)).await
         }
     };
@@ -192,13 +189,12 @@ async fn a_quiet_connection_is_kept_for_the_next_probe_and_then_closed() {
     let server = start_health(healthy(), limits).await;
     let mut stream = connect(server.address).await;
     for _ in 0..3 {
-        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+        send(&mut stream, "GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
         assert_eq!(read_answer(&mut stream).await.status, "HTTP/1.1 200 OK");
         // Longer than the first request may take: only the bound on idling counts now.
         tokio::time::sleep(limits.first_request * 2).await;
     }
-    let closed = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await.expect("closed");
-    assert!(closed.is_err());
+    assert!(is_hung_up(&mut stream).await);
 }
 
 #[tokio::test]
@@ -211,9 +207,9 @@ async fn a_crowd_of_idle_clients_keeps_no_probe_out() {
     assert_eq!(get(server.address, "/livez").await.status, "HTTP/1.1 200 OK");
     // The quietest made room; the youngest are still served.
     let mut first = crowd.swap_remove(0);
-    assert!(tokio::time::timeout(Duration::from_secs(3), first.read_u8()).await.expect("closed").is_err());
+    assert!(is_hung_up(&mut first).await);
     let youngest = crowd.last_mut().unwrap();
-    youngest.write_all(b"GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+    send(youngest, "GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     assert_eq!(read_answer(youngest).await.status, "HTTP/1.1 200 OK");
 }
 
@@ -244,8 +240,8 @@ async fn a_taken_port_is_tried_until_it_is_free() {
     let mut bound = server.bound();
     let (shutdown, fired) = watch::channel(false);
     let task = tokio::spawn(server.run(fired));
-    let early = tokio::time::timeout(limits.bind_retry * 4, bound.wait_for(Option::is_some)).await;
-    assert!(early.is_err() && !task.is_finished(), "the port is another's");
+    let early = tokio::time::timeout(limits.bind_retry * 4, bound.wait_for(Option::is_some)).await.is_ok();
+    assert!(!early && !task.is_finished(), "the port is another's");
     drop(holder);
     let found = tokio::time::timeout(Duration::from_secs(10), bound.wait_for(Option::is_some)).await.unwrap();
     assert_eq!(*found.unwrap(), Some(address));
@@ -268,11 +264,11 @@ async fn a_taken_port_is_an_error_with_hard_fail() {
 async fn a_server_ends_with_the_signal_and_closes_everything() {
     let server = start_health(healthy(), Limits::default()).await;
     let mut stream = connect(server.address).await;
-    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+    send(&mut stream, "GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     read_answer(&mut stream).await;
     server.shutdown.send(true).unwrap();
     server.task.await.unwrap().unwrap();
-    assert!(tokio::time::timeout(Duration::from_secs(3), stream.read_u8()).await.expect("closed").is_err());
+    assert!(is_hung_up(&mut stream).await);
     assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
 }
 
@@ -372,7 +368,7 @@ async fn health_check_ports_follow_what_is_wanted() {
     let mut kept = connect(at(a)).await;
     ports.sync(vec![wanted("svc1", a, 5), wanted("svc2", b, 2)]);
     answer_of(at(b), "svc2", 2).await;
-    kept.write_all(b"GET / HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
+    send(&mut kept, "GET / HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     assert!(read_answer(&mut kept).await.body.contains("\"localEndpoints\": 5,"), "no reason to close");
     // Each Service moves to the other's port.
     ports.sync(vec![wanted("svc1", b, 1), wanted("svc2", a, 2)]);

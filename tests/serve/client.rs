@@ -1,11 +1,11 @@
 //! A bare HTTP client, the captures, and checks of the metrics text. It shares no code with the server.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -62,7 +62,7 @@ pub async fn get(address: SocketAddr, path: &str) -> Answer {
 /// A GET with more header lines.
 pub async fn request(address: SocketAddr, path: &str, more: &str) -> Answer {
     let mut stream = connect(address).await;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n").as_bytes()).await.unwrap();
+    send(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n")).await.unwrap();
     read_answer(&mut stream).await
 }
 
@@ -82,8 +82,44 @@ async fn read(stream: &mut TcpStream) -> Answer {
                 return answer;
             }
         }
-        assert_ne!(stream.read_buf(&mut bytes).await.unwrap(), 0, "ended early: {}", String::from_utf8_lossy(&bytes));
+        assert!(receive(stream, &mut bytes).await.unwrap(), "ended early: {}", String::from_utf8_lossy(&bytes));
     }
+}
+
+pub async fn send(stream: &mut TcpStream, text: &str) -> io::Result<()> {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Appends what comes next; false at the end.
+pub async fn receive(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut piece = [0; 4096];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut piece) {
+            Ok(length) => {
+                bytes.extend_from_slice(&piece[..length]);
+                return Ok(length > 0);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the server closes the connection without another word.
+pub async fn is_hung_up(stream: &mut TcpStream) -> bool {
+    let mut bytes = Vec::new();
+    let end = tokio::time::timeout(DEADLINE, receive(stream, &mut bytes)).await.expect("closed in time");
+    bytes.is_empty() && !end.unwrap_or(false)
 }
 
 /// Tries until `holds`, and fails after the deadline.
