@@ -12,3 +12,4 @@ pub mod net;
 pub mod netlink;
 pub mod render;
 pub mod ruleset;
+pub mod serve;
