@@ -10,3 +10,4 @@ pub mod model;
 pub mod net;
 pub mod netlink;
 pub mod ruleset;
+pub mod source;
