@@ -8,7 +8,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 /// Nobody may send a node away for longer than this.
-const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(120);
+const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(2);
 
 /// What kind of failure is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

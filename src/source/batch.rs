@@ -47,6 +47,13 @@ impl<W: Watched> Batch<W> {
         }
     }
 
+    /// All problems as lines of text, in the order of the objects.
+    pub(crate) fn describe_problems(&self) -> Vec<String> {
+        let mut lines: Vec<_> = self.problems.iter().collect();
+        lines.sort_by_key(|(key, _)| *key);
+        lines.iter().flat_map(|(key, list)| list.iter().map(move |p| format!("{} {key}: {p}", W::KIND))).collect()
+    }
+
     pub(crate) fn into_values(self) -> Vec<(ObjectKey, W)> {
         self.values.into_iter().collect()
     }

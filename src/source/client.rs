@@ -104,7 +104,7 @@ impl Server {
     pub(crate) async fn new(options: ApiOptions) -> Result<Self, ConfigError> {
         let config = load_config(&options).await?;
         let url = config.cluster_url.to_string();
-        let client = build_client(config, &options.timing)?;
+        let client = build_client(&config, &options.timing)?;
         info!("API server: {url}");
         let current = Mutex::new(Current { client, built: Instant::now() });
         Ok(Self { options, url, current, outage: Mutex::default() })
@@ -161,7 +161,7 @@ impl Server {
             return;
         }
         let renewed = match load_config(&self.options).await {
-            Ok(config) => build_client(config, &self.options.timing),
+            Ok(config) => build_client(&config, &self.options.timing),
             Err(error) => Err(error),
         };
         let mut current = lock(&self.current);
@@ -211,9 +211,7 @@ impl Chunks {
 
 async fn load_config(options: &ApiOptions) -> Result<Config, ConfigError> {
     let master = options.master.as_deref().filter(|text| !text.is_empty());
-    let master = master.map(|text| {
-        text.parse::<Uri>().map_err(|source| ConfigError::Master { text: text.into(), source })
-    });
+    let master = master.map(|text| text.parse::<Uri>().map_err(|source| ConfigError::Master { text: text.into(), source }));
     let master = master.transpose()?;
     let mut config = match (&options.kubeconfig, &master) {
         (Some(path), _) => read_kubeconfig(path).await?,
@@ -238,7 +236,7 @@ async fn read_kubeconfig(path: &std::path::Path) -> Result<Config, ConfigError> 
     Ok(config)
 }
 
-fn build_client(config: Config, timing: &Timing) -> Result<Client, ConfigError> {
+fn build_client(config: &Config, timing: &Timing) -> Result<Client, ConfigError> {
     let failed = |source| ConfigError::Client { url: config.cluster_url.to_string(), source: Box::new(source) };
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);

@@ -39,34 +39,29 @@ impl Document<'_> {
 ///
 /// What stands before the first `---` is a document too; `--- text` begins one with that text.
 pub(crate) fn split(file: &str) -> impl Iterator<Item = Document<'_>> {
-    let file = file.strip_prefix('\u{feff}').unwrap_or(file);
-    let mut rest = Some(file);
+    let mut rest = Some(file.strip_prefix('\u{feff}').unwrap_or(file));
     let (mut number, mut line) = (0, 1);
     std::iter::from_fn(move || {
-        let text = rest?;
-        let (text, after, lines) = cut(text);
-        rest = after;
-        // What precedes a separator at the top of the file is no document of its own.
-        if number > 0 || !(Document { number, line, text }).is_blank() {
-            number += 1;
-        } else if after.is_some() {
+        loop {
+            let (text, after, lines) = cut(rest?);
+            rest = after;
+            let document = Document { number: number + 1, line, text };
             line += lines;
-            number = 0;
-            return Some(None);
+            let blank = document.is_blank();
+            // Blank text above the first separator is no document that anybody would count.
+            number += usize::from(number > 0 || !blank || after.is_none());
+            if !blank {
+                return Some(document);
+            }
         }
-        let document = Document { number, line, text };
-        line += lines;
-        Some((!document.is_blank()).then_some(document))
     })
-    .flatten()
 }
 
-/// Text up to the next separator, what follows the separator's three dashes, and how many lines that is on.
+/// Text up to the next separator, what follows the separator's three dashes, and how many lines before it.
 fn cut(text: &str) -> (&str, Option<&str>, usize) {
     let mut offset = 0;
     for (count, line) in text.split_inclusive('\n').enumerate() {
-        // The remainder of a separator's own line begins the text and is never one itself.
-        if (offset > 0 || !text.starts_with([' ', '\t', '\r', '\n'])) && is_separator(line) {
+        if is_separator(line) {
             return (&text[..offset], Some(&text[offset + 3..]), count);
         }
         offset += line.len();

@@ -12,6 +12,7 @@ mod decode;
 mod documents;
 mod follow;
 pub mod kube;
+mod list;
 pub mod manifests;
 mod outage;
 mod watch;
@@ -41,6 +42,7 @@ pub(crate) trait Watched: Sized + Debug + Send + 'static {
     const API_VERSION: &'static str;
     /// As RBAC and messages call it.
     const RESOURCE: &'static str;
+    const NAMESPACED: bool;
     /// Where the API server lists it, all namespaces.
     const PATH: &'static str;
 
@@ -64,6 +66,7 @@ impl Watched for Service {
     const KIND: &'static str = "Service";
     const API_VERSION: &'static str = "v1";
     const RESOURCE: &'static str = "services";
+    const NAMESPACED: bool = true;
     const PATH: &'static str = "/api/v1/services";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
@@ -89,6 +92,7 @@ impl Watched for EndpointSlice {
     const KIND: &'static str = "EndpointSlice";
     const API_VERSION: &'static str = "discovery.k8s.io/v1";
     const RESOURCE: &'static str = "endpointslices";
+    const NAMESPACED: bool = true;
     const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
@@ -114,6 +118,7 @@ impl Watched for Node {
     const KIND: &'static str = "Node";
     const API_VERSION: &'static str = "v1";
     const RESOURCE: &'static str = "nodes";
+    const NAMESPACED: bool = false;
     const PATH: &'static str = "/api/v1/nodes";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
