@@ -95,7 +95,7 @@ fn errors_name_file_document_and_line() {
     let folder = Folder::new();
     let text = format!("{}---\n{}---\n{}", service("a", "80"), service("b", "81"), service("c", "abc"));
     let path = folder.write("services.yaml", text);
-    let expected = format!("manifests: {}: document 3 (line 27): ", path.display());
+    let expected = format!("manifests: {}: document 3 (line 26): ", path.display());
     let error = load_error(&path);
     assert!(error.starts_with(&expected), "{error}");
     assert!(error.contains("spec.ports[0].port") && error.contains("abc") && !error.contains("column"), "{error}");

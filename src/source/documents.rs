@@ -29,8 +29,9 @@ impl Document<'_> {
     pub(crate) fn top_level(&self, key: &str) -> Option<&str> {
         self.text.lines().find_map(|line| {
             let value = line.strip_prefix(key)?.strip_prefix(':')?;
-            let value = value.split(" #").next().unwrap_or_default().trim();
-            Some(value.trim_matches(['"', '\''])).filter(|value| !value.is_empty())
+            let value = value.split(" #").next().unwrap_or_default().trim().trim_matches(['"', '\'']);
+            let plain = value.bytes().all(|b| b.is_ascii_alphanumeric() || b"./-".contains(&b));
+            (plain && !value.is_empty()).then_some(value)
         })
     }
 }
@@ -98,5 +99,7 @@ mod tests {
         assert_eq!(document.top_level("kind"), Some("Service"));
         assert_eq!(document.top_level("apiVersion"), Some("v1"));
         assert_eq!(document.top_level("metadata"), None);
+        let unclear = Document { text: "kind: [Service\n", ..document };
+        assert_eq!(unclear.top_level("kind"), None);
     }
 }

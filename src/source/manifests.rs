@@ -213,8 +213,11 @@ impl Loader {
             Meaning::Slice => keep(&mut self.slices, text.decode()?, &place, &mut self.warnings)?,
             Meaning::Node => keep(&mut self.nodes, text.decode()?, &place, &mut self.warnings)?,
             Meaning::List => list::each_item(text, |item, number| self.item(item, number, &header, &place))?,
-            Meaning::Ignored => {}
-            Meaning::Skipped => self.skip(&header)?,
+            Meaning::Ignored | Meaning::Skipped => {
+                // It need not make sense to us, but half a document must not pass for another kind.
+                text.decode::<serde::de::IgnoredAny>()?;
+                self.skip(&header)?;
+            }
         }
         Ok(())
     }
@@ -231,15 +234,18 @@ impl Loader {
             Meaning::Service => decode_item(item).and_then(|o| keep(&mut self.services, o, &place, &mut self.warnings)),
             Meaning::Slice => decode_item(item).and_then(|o| keep(&mut self.slices, o, &place, &mut self.warnings)),
             Meaning::Node => decode_item(item).and_then(|o| keep(&mut self.nodes, o, &place, &mut self.warnings)),
-            Meaning::Ignored => Ok(()),
-            Meaning::List | Meaning::Skipped => self.skip(&header),
+            Meaning::List | Meaning::Ignored | Meaning::Skipped => self.skip(&header),
         };
         done.map_err(|cause| format!("items[{number}]: {cause}"))
     }
 
+    /// Leaves an object out, and says so once for its kind.
     fn skip(&mut self, header: &Header) -> Result<(), String> {
         if header.kind.is_empty() {
             return Err("has no kind".into());
+        }
+        if meaning(&header.api_version, &header.kind) == Meaning::Ignored {
+            return Ok(());
         }
         let text = format!("{} ({})", header.kind, header.api_version);
         if self.skipped.insert(text.clone()) {
