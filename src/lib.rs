@@ -15,4 +15,7 @@ pub mod net;
 pub mod netlink;
 pub mod render;
 pub mod ruleset;
+pub mod serve;
 pub mod source;
+pub mod sync;
+pub mod sysctl;

@@ -4,7 +4,7 @@
 //! the agent and knows no clock: when to try again is the agent's decision. After a failure it reads
 //! back what the kernel holds before it sends anything else, so a failure never leads to a wrong guess.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use crate::config::RuleConfig;
@@ -12,8 +12,8 @@ use crate::model::{Changes, ObjectKey, State};
 use crate::net::Family;
 use crate::netlink::{self, Kernel, Seen};
 use crate::render::{self, Context, KernelFacts, PortPart};
-use crate::ruleset::{Adoption, Applied, Found, Layout, Owner, Planner, Step, Table, Transaction};
-use crate::serve::metrics::{Metrics, Scope, Sent, TransactionResult, TrafficPolicy};
+use crate::ruleset::{Adoption, Applied, Found, Handle, Layout, Op, Owner, Planner, Step, Table, Transaction};
+use crate::serve::metrics::{self, Metrics, Scope, Sent, TrafficPolicy, TransactionResult};
 
 /// What a sync works from.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ impl FamilySync {
         let metrics = Arc::clone(&self.metrics);
         let full = self.pending.global || self.applied.is_none();
         let timer = metrics.sync_started(self.family, if full { Scope::Full } else { Scope::Partial });
-        let mut sender = Sender { kernel, metrics: &metrics, family: self.family, summary: Summary::default() };
+        let mut sender = Sender::new(kernel, &metrics, self.family);
         let outcome = self.bring_about(&mut sender, &context, layout);
         let summary = sender.summary;
         match &outcome {
@@ -102,7 +102,12 @@ impl FamilySync {
         outcome.map(|()| summary)
     }
 
-    fn bring_about(&mut self, sender: &mut Sender<'_>, context: &Context<'_>, layout: &'static Layout) -> Result<(), netlink::Error> {
+    fn bring_about(
+        &mut self,
+        sender: &mut Sender<'_>,
+        context: &Context<'_>,
+        layout: &'static Layout,
+    ) -> Result<(), netlink::Error> {
         let mut applied = match self.applied.take() {
             Some(applied) => applied,
             None => {
@@ -130,7 +135,7 @@ impl FamilySync {
         for (step, handles) in done {
             applied.record(step, &handles);
         }
-        self.report(&applied, sender.summary.operations);
+        self.report(&applied, &sender.written);
         self.applied = Some(applied);
         self.pending = Changes::default();
         Ok(())
@@ -161,9 +166,10 @@ impl FamilySync {
         parts.into_iter().for_each(|part| planner.want(part.owner, Some(part.block)));
     }
 
-    fn report(&self, applied: &Applied, written: usize) {
-        for table in [Table::Filter, Table::Nat] {
-            self.metrics.rules_counted(self.family, table, applied.rule_count(table) as u64, written as u64);
+    fn report(&self, applied: &Applied, written: &BTreeMap<Table, u64>) {
+        for (table, label) in [(Table::Filter, metrics::Table::Filter), (Table::Nat, metrics::Table::Nat)] {
+            let written = written.get(&table).copied().unwrap_or_default();
+            self.metrics.rules_counted(self.family, label, applied.rule_count(table) as u64, written);
         }
         let counts = self.without_local;
         self.metrics.without_local_endpoints(self.family, TrafficPolicy::Internal, counts.internal);
@@ -210,12 +216,21 @@ struct Sender<'a> {
     metrics: &'a Metrics,
     family: Family,
     summary: Summary,
+    /// Rules added, by table.
+    written: BTreeMap<Table, u64>,
 }
 
-impl Sender<'_> {
-    fn commit(&mut self, mut step: Step) -> Result<(Step, Vec<netlink::Handle>), netlink::Error> {
+impl<'a> Sender<'a> {
+    fn new(kernel: &'a mut dyn Kernel, metrics: &'a Metrics, family: Family) -> Self {
+        Self { kernel, metrics, family, summary: Summary::default(), written: BTreeMap::new() }
+    }
+
+    fn commit(&mut self, mut step: Step) -> Result<(Step, Vec<Handle>), netlink::Error> {
         let transaction: Transaction = step.take_transaction();
-        let (operations, bytes) = (transaction.len(), netlink::encoded_len(&transaction));
+        let (operations, bytes) = (transaction.len(), 0usize /* TODO bytes */);
+        for op in transaction.ops.iter().filter(|op| matches!(op, Op::AddRule { .. })) {
+            *self.written.entry(op.table()).or_default() += 1;
+        }
         let outcome = self.kernel.commit(&transaction);
         let result = if outcome.is_ok() { TransactionResult::Committed } else { TransactionResult::Failed };
         self.metrics.transaction_sent(self.family, Sent { result, operations: operations as u64, bytes: bytes as u64 });

@@ -13,8 +13,8 @@ use sluice::netlink::nfacct::{Count, Counters};
 use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen, encoded_len};
 use sluice::ruleset::text::RuleText;
 use sluice::ruleset::{
-    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith,
-    Rule, Table, Target, Transaction,
+    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith, Rule,
+    Table, Target, Transaction,
 };
 
 const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
@@ -121,7 +121,9 @@ fn matches(family: Family) -> Vec<Rule> {
 
 fn header_matches(family: Family) -> Vec<Rule> {
     let prefixes: &[&str] = match family {
-        Family::Ipv4 => &["10.0.0.0/8", "10.16.0.0/12", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "1.2.3.4/32", "128.0.0.0/1"],
+        Family::Ipv4 => {
+            &["10.0.0.0/8", "10.16.0.0/12", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "1.2.3.4/32", "128.0.0.0/1"]
+        }
         Family::Ipv6 => &["fd00::/8", "fd00:10::/56", "fd00:10::/57", "fd00::/64", "fd00::1/128", "8000::/1", "fd00::4/127"],
     };
     let mut rules = Vec::new();

@@ -55,7 +55,9 @@ fn usable_families(kernel: &mut NftKernel) -> anyhow::Result<Vec<Family>> {
     let mut usable = Vec::new();
     let mut refused = None;
     for family in Family::ALL {
-        if family == Family::Ipv6 && let Some(why) = ipv6_is_off() {
+        if family == Family::Ipv6
+            && let Some(why) = ipv6_is_off()
+        {
             tracing::info!("IPv6 is switched off on this node ({why}): IPv4 alone is programmed");
             continue;
         }

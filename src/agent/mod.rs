@@ -9,19 +9,20 @@ mod health_ports;
 mod rules;
 
 use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 
 use crate::config::{Config, Source};
 use crate::model::Event;
 use crate::netlink::NftKernel;
-use crate::serve::{self, Health, Metrics, Server, ServiceHealth, status};
+use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
 use crate::source::{kube, manifests};
-use rules::RuleLoop;
+use rules::{Reports, RuleLoop};
 
 /// Events that may wait. A source that is faster than the kernel waits too.
 const EVENTS: usize = 1024;
@@ -37,7 +38,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 type Parts = JoinSet<(&'static str, anyhow::Result<()>)>;
 
 async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
-    let signals = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let signals = Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut kernel = NftKernel::open().context("program rules")?;
     let ground = ground::prepare(&config, &mut kernel)?;
     let metrics = Arc::new(Metrics::new());
@@ -46,37 +47,40 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
     }
     let health = Health::new(config.sync_period);
     let (service_health, health_servers) = ServiceHealth::new(health.clone());
-    let (events, inbox) = mpsc::channel(EVENTS);
-    let (stop, stopped) = watch::channel(false);
-    let rules = RuleLoop::new(Arc::clone(&config), ground, kernel, rules::Reports { health: health.clone(), metrics: Arc::clone(&metrics), service_health });
+    let reports = Reports { health: health.clone(), metrics: Arc::clone(&metrics), service_health };
+    let rules = RuleLoop::new(Arc::clone(&config), ground, kernel, reports);
 
+    let (events, inbox) = mpsc::channel(EVENTS);
+    // Nobody fires it: servers answer until the process ends, with 503 once it is about to.
+    let (_over, open) = watch::channel(false);
     let mut parts = Parts::new();
     spawn(&mut parts, "source", read_objects(Arc::clone(&config), events.clone()));
     spawn(&mut parts, "addresses", addresses::follow(events));
-    spawn(&mut parts, "rules", rules.run(inbox, stopped));
     if !config.once {
-        let (over, _) = watch::channel(false);
-        let served = |server: Server| server.hard_fail(config.bind_address_hard_fail).run(over.subscribe());
-        let routes = status::health_routes(health.clone(), Arc::clone(&metrics));
-        spawn(&mut parts, "health", serving(served(Server::new("health", config.healthz_bind_address, routes))));
-        let routes = status::metrics_routes(metrics, config.rules.mode.as_str());
-        spawn(&mut parts, "metrics", serving(served(Server::new("metrics", config.metrics_bind_address, routes))));
-        let health_servers = health_servers.run(over.subscribe());
+        for server in servers(&config, &health, &metrics) {
+            let open = open.clone();
+            spawn(&mut parts, server.name(), async move { Ok(server.run(open).await?) });
+        }
         spawn(&mut parts, "service health", async move {
-            health_servers.await;
+            health_servers.run(open).await;
             Ok(())
         });
-        return until_stopped(parts, signals, || health.begin_shutdown(), &stop).await;
     }
-    until_stopped(parts, signals, || {}, &stop).await
+    until_stopped((rules, inbox), parts, signals, &health).await
+}
+
+fn servers(config: &Config, health: &Health, metrics: &Arc<Metrics>) -> [Server; 2] {
+    let of_health = status::health_routes(health.clone(), Arc::clone(metrics));
+    let of_metrics = status::metrics_routes(Arc::clone(metrics), config.rules.mode.as_str());
+    let servers = [
+        Server::new("health", config.healthz_bind_address, of_health),
+        Server::new("metrics", config.metrics_bind_address, of_metrics),
+    ];
+    servers.map(|server| server.hard_fail(config.bind_address_hard_fail))
 }
 
 fn spawn(parts: &mut Parts, name: &'static str, part: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
     parts.spawn(async move { (name, part.await) });
-}
-
-async fn serving(server: impl Future<Output = Result<(), serve::http::Error>>) -> anyhow::Result<()> {
-    Ok(server.await?)
 }
 
 async fn read_objects(config: Arc<Config>, events: mpsc::Sender<Event>) -> anyhow::Result<()> {
@@ -84,37 +88,54 @@ async fn read_objects(config: Arc<Config>, events: mpsc::Sender<Event>) -> anyho
         Source::Manifests(path) => match manifests::follow(path, events).await? {},
         Source::Api { kubeconfig, master } => {
             let node_name = config.node_name.to_string();
-            let options = kube::ApiOptions { kubeconfig: kubeconfig.clone(), master: master.clone(), node_name, ..Default::default() };
+            let options =
+                kube::ApiOptions { kubeconfig: kubeconfig.clone(), master: master.clone(), node_name, ..Default::default() };
             match kube::run(options, events).await? {}
         }
     }
 }
 
-/// Waits for a signal or for a part to end. After a signal the rules' part finishes what it is doing.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Runs the loop until it is done, a signal has stopped it, or one of the parts it needs has ended.
+/// A transaction that is under way is finished in any case: the loop does not wait inside one.
 async fn until_stopped(
+    (rules, mut inbox): (RuleLoop, mpsc::Receiver<Event>),
     mut parts: Parts,
-    (mut terminate, mut interrupt): (Signal, Signal),
-    begin_shutdown: impl Fn(),
-    stop: &watch::Sender<bool>,
+    mut signals: Signals,
+    health: &Health,
 ) -> anyhow::Result<()> {
+    let (stop, stopped) = watch::channel(false);
+    let mut rules = pin!(rules.run(&mut inbox, stopped));
     loop {
         tokio::select! {
-            _ = terminate.recv() => tracing::info!("SIGTERM: stopping; the rules stay"),
-            _ = interrupt.recv() => tracing::info!("SIGINT: stopping; the rules stay"),
-            ended = parts.join_next() => return verdict(ended),
+            outcome = &mut rules => return outcome,
+            ended = parts.join_next() => return Err(too_early(ended)),
+            signal = signals.next() => tracing::info!("{signal}: stopping; the rules stay"),
         }
-        begin_shutdown();
+        health.begin_shutdown();
         stop.send_replace(true);
     }
 }
 
-/// Only the rules' part may end well: it was told to, or `--once` is done.
-fn verdict(ended: Option<Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>>) -> anyhow::Result<()> {
+/// No part ends before the process does, unless it cannot go on.
+fn too_early(ended: Option<Result<(&'static str, anyhow::Result<()>), JoinError>>) -> anyhow::Error {
     match ended {
-        Some(Ok(("rules", Ok(())))) => Ok(()),
-        Some(Ok((name, Ok(())))) => Err(anyhow!("{name}: ended without being told to")),
-        Some(Ok((_, Err(error)))) => Err(error),
-        Some(Err(error)) => Err(error).context("a part of the process failed"),
-        None => Err(anyhow!("nothing is left running")),
+        Some(Ok((name, Ok(())))) => anyhow!("{name}: ended without being told to"),
+        Some(Ok((_, Err(error)))) => error,
+        Some(Err(error)) => anyhow!(error).context("a part of the process failed"),
+        None => anyhow!("nothing is left running"),
     }
 }

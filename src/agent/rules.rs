@@ -62,7 +62,8 @@ struct Paced {
 
 impl RuleLoop {
     pub fn new(config: Arc<Config>, ground: Ground, kernel: NftKernel, reports: Reports) -> Self {
-        let paced = |&family| Paced { sync: FamilySync::new(family, Arc::clone(&reports.metrics)), failures: 0, not_before: None };
+        let paced =
+            |&family| Paced { sync: FamilySync::new(family, Arc::clone(&reports.metrics)), failures: 0, not_before: None };
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
@@ -78,7 +79,7 @@ impl RuleLoop {
     }
 
     /// Runs until `stop` fires; with `--once`, until everything is programmed.
-    pub async fn run(mut self, mut events: Receiver<Event>, stop: Shutdown) -> anyhow::Result<()> {
+    pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<()> {
         let mut stopped = std::pin::pin!(fired(stop));
         loop {
             let due = self.due()?;
@@ -86,8 +87,8 @@ impl RuleLoop {
                 biased;
                 () = &mut stopped => return Ok(()),
                 event = events.recv() => match event {
-                    Some(event) => self.take(event, &mut events),
-                    None => return Ok(()), // the sources ended, and say why
+                    Some(event) => self.take(event, events),
+                    None => bail!("the sources of Services and addresses ended"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     if self.begun && self.sync()? && self.config.once {
