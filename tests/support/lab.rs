@@ -160,8 +160,8 @@ impl Lab {
     }
 
     fn join_hosts(&self) {
-        self.wire.links("link add br0 type bridge\nlink set br0 up\n");
-        for (port, namespace, number) in [("a", &self.node_a, 11), ("b", &self.node_b, 12), ("out", &self.outside, 100)] {
+        self.wire.links("link add name br0 type bridge\nlink set br0 up\n");
+        for (port, namespace, number) in [("to-a", &self.node_a, 11), ("to-b", &self.node_b, 12), ("to-outside", &self.outside, 100)] {
             self.wire.links(&plug(port, namespace.name(), "br0"));
             namespace.links(&addresses(host_address(Family::V4, number), 24, host_address(Family::V6, number), 64));
         }
@@ -169,6 +169,9 @@ impl Lab {
             self.node(node).run(|| {
                 set_sysctl("ipv4/ip_forward", "1");
                 set_sysctl("ipv6/conf/all/forwarding", "1");
+                // Each refusal counts, not one a second.
+                set_sysctl("ipv4/icmp_ratelimit", "0");
+                set_sysctl("ipv6/icmp/ratelimit", "0");
             });
             self.node(node).links(&node_routes(node, other));
         }
@@ -179,7 +182,7 @@ impl Lab {
 
 /// A bridge for the node's pods, the way to the other node's pods, and the way out.
 fn node_routes(node: Node, other: Node) -> String {
-    let mut batch = String::from("link add cni0 type bridge\nlink set cni0 up\n");
+    let mut batch = String::from("link add name cni0 type bridge\nlink set cni0 up\n");
     for (family, range) in FAMILIES.into_iter().zip(other.pod_ranges()) {
         let (own, length, via) = (node.bridge_address(family), range_length(family), other.address(family));
         let nodad = if family == Family::V6 { " nodad" } else { "" };
@@ -203,10 +206,10 @@ fn plug_pod(pod: Pod, namespace: &Namespace, node: &Namespace) {
 /// Joins a namespace's new `eth0` to a bridge. Hairpin: a pod that reaches itself comes back out of its own port.
 fn plug(port: &str, namespace: &str, bridge: &str) -> String {
     format!(
-        "link add {port} type veth peer name eth0 netns {namespace}\n\
-         link set {port} master {bridge}\n\
-         link set {port} type bridge_slave hairpin on\n\
-         link set {port} up\n"
+        "link add name {port} type veth peer name eth0 netns {namespace}\n\
+         link set dev {port} master {bridge}\n\
+         link set dev {port} type bridge_slave hairpin on\n\
+         link set dev {port} up\n"
     )
 }
 

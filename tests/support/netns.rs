@@ -34,13 +34,13 @@ const SYSCTLS: [(&str, &str); 8] = [
 /// The node of the golden dumps (tests/golden/README.md, "How it was measured"). A veth end has a carrier once its
 /// peer is up, and the peer must not add an address of its own.
 const GOLDEN_LINKS: &str = "\
-link add eth0 address 02:31:00:00:00:0b type veth peer name wire0
+link add name eth0 address 02:31:00:00:00:0b type veth peer name wire0
 link set wire0 addrgenmode none
 link set wire0 up
 link set eth0 up
 address add 172.31.0.11/24 dev eth0
 address add fd31::b/64 dev eth0 nodad
-link add cni0 type bridge
+link add name cni0 type bridge
 link set cni0 addrgenmode none
 link set cni0 up
 address add 10.244.11.1/24 dev cni0
