@@ -161,7 +161,9 @@ impl Lab {
 
     fn join_hosts(&self) {
         self.wire.links("link add name br0 type bridge\nlink set br0 up\n");
-        for (port, namespace, number) in [("to-a", &self.node_a, 11), ("to-b", &self.node_b, 12), ("to-outside", &self.outside, 100)] {
+        for (port, namespace, number) in
+            [("to-a", &self.node_a, 11), ("to-b", &self.node_b, 12), ("to-outside", &self.outside, 100)]
+        {
             self.wire.links(&plug(port, namespace.name(), "br0"));
             namespace.links(&addresses(host_address(Family::V4, number), 24, host_address(Family::V6, number), 64));
         }

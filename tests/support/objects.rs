@@ -61,7 +61,9 @@ impl Service {
         let number = self.number;
         let (v4, v6) = match door {
             Door::ClusterIp => (Ipv4Addr::new(10, 96, 0, number), Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, number.into())),
-            Door::ExternalIp => (Ipv4Addr::new(203, 0, 113, number), Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0, number.into())),
+            Door::ExternalIp => {
+                (Ipv4Addr::new(203, 0, 113, number), Ipv6Addr::new(0x2001, 0xdb8, 0xe, 0, 0, 0, 0, number.into()))
+            }
             Door::LoadBalancer => {
                 (Ipv4Addr::new(198, 51, 100, number), Ipv6Addr::new(0x2001, 0xdb8, 0xf, 0, 0, 0, 0, number.into()))
             }
