@@ -13,6 +13,7 @@
 
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Mutex;
 
 use super::Scratch;
 use super::netns::{Namespace, set_sysctl};
@@ -109,7 +110,7 @@ pub fn outside_address(family: Family) -> IpAddr {
 
 #[derive(Debug)]
 pub struct Lab {
-    backends: Vec<(Pod, Backend)>,
+    backends: Mutex<Vec<(Pod, Backend)>>,
     pods: Vec<(Pod, Namespace)>,
     pub node_a: Namespace,
     node_b: Namespace,
@@ -125,7 +126,7 @@ impl Lab {
     /// When a part of it cannot be made.
     pub fn new(test: &str) -> Self {
         let mut lab = Self {
-            backends: Vec::new(),
+            backends: Mutex::default(),
             pods: PODS.iter().map(|pod| (*pod, Namespace::new(test, pod.name))).collect(),
             node_a: Namespace::new(test, "node-a"),
             node_b: Namespace::new(test, "node-b"),
@@ -137,7 +138,7 @@ impl Lab {
         for (pod, namespace) in &lab.pods {
             plug_pod(*pod, namespace, lab.node(pod.node));
         }
-        lab.backends = [A1, A2, B1].map(|pod| (pod, Backend::start(lab.pod(pod), pod.name))).into();
+        lab.backends = Mutex::new([A1, A2, B1].map(|pod| (pod, Backend::start(lab.pod(pod), pod.name))).into());
         lab
     }
 
@@ -155,8 +156,11 @@ impl Lab {
     }
 
     /// Ends the pod's backend: its ports are closed when this returns.
-    pub fn stop_backend(&mut self, pod: Pod) {
-        self.backends.retain(|(known, _)| *known != pod);
+    ///
+    /// # Panics
+    /// When a thread that did the same panicked.
+    pub fn stop_backend(&self, pod: Pod) {
+        self.backends.lock().expect("a lock").retain(|(known, _)| *known != pod);
     }
 
     fn join_hosts(&self) {
