@@ -3,10 +3,13 @@
 //! Data flows in one direction; each module knows only those it may (ARCHITECTURE.md, tests/layers.rs):
 //!
 //! ```text
-//! source → model::Event → model::State → render → ruleset::diff → netlink
+//! source → model::Event → model::State → render → ruleset → netlink
 //! ```
 
+pub mod config;
 pub mod model;
 pub mod net;
 pub mod netlink;
+pub mod render;
 pub mod ruleset;
+pub mod serve;

@@ -6,13 +6,16 @@
 
 pub mod endpoint;
 pub mod node;
+pub mod select;
 pub mod service;
+mod state;
 
 use std::fmt;
 
 pub use endpoint::{Endpoint, EndpointSlice};
 pub use node::Node;
 pub use service::{Service, ServicePort};
+pub use state::{Changes, Received, State};
 
 /// Namespace and name of an object. Cluster-scoped objects have an empty namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -4,10 +4,16 @@
 //! Pure: no socket, clock, log or lock. Below it is [`crate::netlink`], which turns these values into
 //! messages and messages into these values; above it [`crate::render`], which makes them.
 
+mod adopt;
+mod block;
+mod diff;
 mod rule;
 pub mod text;
 mod transaction;
 
+pub use adopt::{Adoption, Found};
+pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side};
+pub use diff::{Applied, Planner, Step};
 pub use rule::{
     AddrType, ChainName, Comment, CtStates, InterfaceMatch, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target,
 };

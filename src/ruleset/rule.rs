@@ -68,6 +68,12 @@ impl From<&str> for ChainName {
     }
 }
 
+impl From<&ChainName> for ChainName {
+    fn from(name: &ChainName) -> Self {
+        name.clone()
+    }
+}
+
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -217,4 +223,59 @@ pub struct Rule {
     pub protocol: Option<Protocol>,
     pub matches: Vec<Match>,
     pub target: Option<Target>,
+}
+
+/// Rules are built from the front as iptables prints them: header, extensions in order, target.
+impl Rule {
+    /// A rule that matches every packet and only counts it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    #[must_use]
+    pub fn from(mut self, source: Negatable<IpNet>) -> Self {
+        self.source = Some(source);
+        self
+    }
+
+    #[must_use]
+    pub fn to(mut self, destination: Negatable<IpNet>) -> Self {
+        self.destination = Some(destination);
+        self
+    }
+
+    #[must_use]
+    pub fn on(mut self, interface: Negatable<InterfaceMatch>) -> Self {
+        self.in_interface = Some(interface);
+        self
+    }
+
+    #[must_use]
+    pub fn matching(mut self, extension: Match) -> Self {
+        self.matches.push(extension);
+        self
+    }
+
+    #[must_use]
+    pub fn comment(self, text: &str) -> Self {
+        self.matching(Match::Comment(Comment::new(text)))
+    }
+
+    /// `-p PROTOCOL -m PROTOCOL [--dport PORT]`
+    #[must_use]
+    pub fn port(mut self, protocol: Protocol, destination: Option<u16>) -> Self {
+        self.protocol = Some(protocol);
+        self.matching(Match::Port { protocol, destination })
+    }
+
+    #[must_use]
+    pub fn then(mut self, target: Target) -> Self {
+        self.target = Some(target);
+        self
+    }
+
+    #[must_use]
+    pub fn jump(self, chain: impl Into<ChainName>) -> Self {
+        self.then(Target::Jump(chain.into()))
+    }
 }

@@ -1,11 +1,43 @@
-//! The text of rules, as `iptables-save` 1.8.9 prints them.
+//! The text of rules and tables, as `iptables-save` 1.8.9 prints them.
 
+use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter, Write as _};
 
-use super::rule::{AddrType, CtStates, Match, Negatable, RecentAction, RejectWith, Rule, Target};
+use super::block::{Block, Layout, Side};
+use super::rule::{AddrType, CtStates, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target};
 use crate::net::Family;
 
+/// Writes what `iptables-save` would print of tables that hold these blocks and nothing else.
+pub fn save(out: &mut impl fmt::Write, layout: &Layout, blocks: &[&Block]) -> fmt::Result {
+    Table::ALL.into_iter().try_for_each(|table| save_table(out, table, layout, blocks))
+}
+
+fn save_table(out: &mut impl fmt::Write, table: Table, layout: &Layout, blocks: &[&Block]) -> fmt::Result {
+    let mut chains: BTreeMap<&str, Vec<&Rule>> = BTreeMap::new();
+    let shared = layout.dispatch.iter().chain(layout.common).filter(|(t, _)| *t == table);
+    chains.extend(shared.map(|&(_, name)| (name, Vec::new())));
+    for chain in blocks.iter().flat_map(|b| &b.chains).filter(|c| c.table == table) {
+        chains.insert(chain.name.as_str(), chain.rules.iter().collect());
+    }
+    for side in [Side::Head, Side::Tail] {
+        for group in blocks.iter().flat_map(|b| &b.groups).filter(|g| g.table == table && g.side == side) {
+            chains.entry(group.chain.as_str()).or_default().extend(&group.rules);
+        }
+    }
+    writeln!(out, "*{table}")?;
+    let builtin = table.builtin_chains();
+    builtin.iter().try_for_each(|chain| writeln!(out, ":{chain} ACCEPT [0:0]"))?;
+    let own: Vec<_> = chains.keys().copied().filter(|chain| !builtin.contains(chain)).collect();
+    own.iter().try_for_each(|chain| writeln!(out, ":{chain} - [0:0]"))?;
+    for chain in builtin.iter().chain(&own) {
+        let rules = chains.get(chain).map(Vec::as_slice).unwrap_or_default();
+        rules.iter().try_for_each(|rule| writeln!(out, "-A {chain} {}", RuleText(rule)))?;
+    }
+    writeln!(out, "COMMIT")
+}
+
 /// Displays a rule without its `-A CHAIN`.
+#[derive(Debug)]
 pub struct RuleText<'a>(pub &'a Rule);
 
 impl Display for RuleText<'_> {

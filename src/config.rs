@@ -1,0 +1,343 @@
+//! The resolved configuration: checked once, immutable after, printed at start.
+//!
+//! [`Raw`] is what the user typed, by whatever way; [`Config::resolve`] checks it. No I/O here: what the
+//! environment or the kernel says is put in by the caller.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::net::{Family, PerFamily, parse_cidr, parse_ip};
+
+/// A value that cannot be used, named by the flag it came from.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{flag}: {cause}")]
+pub struct Invalid {
+    pub flag: &'static str,
+    pub cause: String,
+}
+
+fn invalid<T>(flag: &'static str, cause: impl Into<String>) -> Result<T, Invalid> {
+    Err(Invalid { flag, cause: cause.into() })
+}
+
+/// How the node's rules are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Iptables,
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Iptables => f.write_str("iptables"),
+        }
+    }
+}
+
+/// Where Services and `EndpointSlices` come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    Manifests(PathBuf),
+    Api { kubeconfig: Option<PathBuf>, master: Option<String> },
+}
+
+/// How traffic of this node's pods is told from other traffic (behaviour.md §2.6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DetectLocal {
+    ClusterCidr(PerFamily<Option<IpNet>>),
+    /// The node's own pod CIDR of each family.
+    NodeCidr,
+    BridgeInterface(Box<str>),
+    InterfaceNamePrefix(Box<str>),
+}
+
+/// Which of the node's addresses accept node ports (behaviour.md §2.7).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The Node object's first address of each family.
+    Primary,
+    /// Those in one of these ranges; a family without a range accepts on all.
+    Within(Vec<IpNet>),
+}
+
+/// What rules depend on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleConfig {
+    pub mode: Mode,
+    pub detect_local: DetectLocal,
+    pub masquerade_all: bool,
+    /// The bit of the packet mark that says "masquerade": `1 << --iptables-masquerade-bit`.
+    pub masquerade_mark: u32,
+    pub localhost_node_ports: bool,
+    pub node_port_addresses: NodePortAddresses,
+    /// `--bind-address`, where it names an address: it replaces the Node object's of that family.
+    pub bind_address: Option<IpAddr>,
+}
+
+/// The whole resolved configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// This node's name in the API.
+    pub node_name: Arc<str>,
+    pub source: Source,
+    pub rules: RuleConfig,
+    /// Program the first complete state and exit.
+    pub once: bool,
+    /// Addresses the node has beside those of the Node object (`--node-ip`; for `render`).
+    pub node_ips: Vec<IpAddr>,
+    /// Set `nf_conntrack_tcp_be_liberal`, and so leave out the rule that drops INVALID packets.
+    pub tcp_be_liberal: bool,
+    /// `None`: not served.
+    pub healthz_bind_address: Option<SocketAddr>,
+    pub metrics_bind_address: Option<SocketAddr>,
+    pub bind_address_hard_fail: bool,
+    /// A sync that is late by twice this makes `/healthz` fail.
+    pub sync_period: Duration,
+    /// The least time between the end of one sync and the start of the next.
+    pub min_sync_period: Duration,
+}
+
+/// What the user asked for, as text and numbers, not yet checked.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "the flags of kube-proxy, one field each")]
+pub struct Raw {
+    pub mode: String,
+    pub hostname: String,
+    pub manifests: Option<PathBuf>,
+    pub kubeconfig: Option<PathBuf>,
+    pub master: Option<String>,
+    pub once: bool,
+    pub node_ips: Vec<String>,
+    pub bind_address: String,
+    pub healthz_bind_address: String,
+    pub metrics_bind_address: String,
+    pub bind_address_hard_fail: bool,
+    pub detect_local_mode: String,
+    pub cluster_cidr: Option<String>,
+    pub pod_bridge_interface: String,
+    pub pod_interface_name_prefix: String,
+    pub masquerade_all: bool,
+    pub masquerade_bit: i64,
+    pub localhost_node_ports: bool,
+    pub node_port_addresses: Vec<String>,
+    pub tcp_be_liberal: bool,
+    pub sync_period: Duration,
+    pub min_sync_period: Duration,
+}
+
+impl Config {
+    /// Checks what the user asked for. The first thing that cannot be used is the error.
+    pub fn resolve(raw: Raw) -> Result<Self, Invalid> {
+        if raw.sync_period.is_zero() {
+            return invalid("--iptables-sync-period", "must be greater than 0");
+        }
+        if raw.min_sync_period > raw.sync_period {
+            return invalid("--iptables-min-sync-period", "must not be greater than --iptables-sync-period");
+        }
+        Ok(Self {
+            rules: RuleConfig {
+                mode: mode(&raw.mode)?,
+                detect_local: detect_local(&raw)?,
+                masquerade_all: raw.masquerade_all,
+                masquerade_mark: masquerade_mark(raw.masquerade_bit)?,
+                localhost_node_ports: raw.localhost_node_ports,
+                node_port_addresses: node_port_addresses(&raw.node_port_addresses)?,
+                bind_address: bind_address(&raw.bind_address)?,
+            },
+            node_name: node_name(&raw.hostname)?,
+            healthz_bind_address: listen_address("--healthz-bind-address", &raw.healthz_bind_address, 10256)?,
+            metrics_bind_address: listen_address("--metrics-bind-address", &raw.metrics_bind_address, 10249)?,
+            node_ips: node_ips(&raw.node_ips)?,
+            source: match raw.manifests {
+                Some(path) => Source::Manifests(path),
+                None => Source::Api { kubeconfig: raw.kubeconfig, master: raw.master },
+            },
+            once: raw.once,
+            tcp_be_liberal: raw.tcp_be_liberal,
+            bind_address_hard_fail: raw.bind_address_hard_fail,
+            sync_period: raw.sync_period,
+            min_sync_period: raw.min_sync_period,
+        })
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, Invalid> {
+    match text {
+        "" | "iptables" => Ok(Mode::Iptables),
+        "ipvs" | "nftables" => invalid("--proxy-mode", format!("{text} is not built into this version yet; use iptables")),
+        _ => invalid("--proxy-mode", format!("{text:?} is not one of iptables, ipvs, nftables")),
+    }
+}
+
+fn node_name(text: &str) -> Result<Arc<str>, Invalid> {
+    let name = text.trim().to_lowercase();
+    if name.is_empty() {
+        return invalid("--hostname-override", "empty hostname-override is invalid");
+    }
+    Ok(name.into())
+}
+
+fn masquerade_mark(bit: i64) -> Result<u32, Invalid> {
+    match u32::try_from(bit) {
+        Ok(bit @ 0..=31) => Ok(1 << bit),
+        _ => invalid("--iptables-masquerade-bit", format!("{bit} is not within the range [0, 31]")),
+    }
+}
+
+fn detect_local(raw: &Raw) -> Result<DetectLocal, Invalid> {
+    match raw.detect_local_mode.as_str() {
+        "" | "ClusterCIDR" => Ok(DetectLocal::ClusterCidr(cluster_cidrs(raw.cluster_cidr.as_deref())?)),
+        "NodeCIDR" => Ok(DetectLocal::NodeCidr),
+        "BridgeInterface" => {
+            interface_name("--pod-bridge-interface", &raw.pod_bridge_interface).map(DetectLocal::BridgeInterface)
+        }
+        "InterfaceNamePrefix" => {
+            interface_name("--pod-interface-name-prefix", &raw.pod_interface_name_prefix).map(DetectLocal::InterfaceNamePrefix)
+        }
+        other => invalid(
+            "--detect-local-mode",
+            format!("{other:?} is not one of ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix"),
+        ),
+    }
+}
+
+/// At most 15 characters, as `IFNAMSIZ` allows; no `/` or blank, as the kernel demands.
+fn interface_name(flag: &'static str, name: &str) -> Result<Box<str>, Invalid> {
+    if name.is_empty() {
+        return invalid(flag, "must not be empty in this --detect-local-mode");
+    }
+    if name.len() > 15 || name.contains(|c: char| c == '/' || c.is_whitespace()) {
+        return invalid(flag, format!("{name:?} is not an interface name (1 to 15 characters, no blank, no slash)"));
+    }
+    Ok(name.into())
+}
+
+fn cluster_cidrs(text: Option<&str>) -> Result<PerFamily<Option<IpNet>>, Invalid> {
+    const FLAG: &str = "--cluster-cidr";
+    let mut cidrs = PerFamily::<Option<IpNet>>::default();
+    for part in text.iter().flat_map(|t| t.split(',')) {
+        let Some(cidr) = parse_cidr(part.trim()) else {
+            return invalid(FLAG, format!("{part:?} is not a CIDR such as 10.244.0.0/16 or fd00:10:244::/56"));
+        };
+        if cidrs[Family::of_net(&cidr)].replace(cidr).is_some() {
+            return invalid(FLAG, "names two ranges of one family; one, or one of each family, is allowed");
+        }
+    }
+    Ok(cidrs)
+}
+
+fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, Invalid> {
+    const FLAG: &str = "--nodeport-addresses";
+    if texts == ["primary"] {
+        return Ok(NodePortAddresses::Primary);
+    }
+    let parse = |text: &String| match (text.as_str(), parse_cidr(text.trim())) {
+        (_, Some(cidr)) => Ok(cidr),
+        ("primary", None) => invalid(FLAG, "can't use both 'primary' and CIDRs"),
+        (_, None) => invalid(FLAG, format!("{text:?} is not a CIDR such as 192.168.0.0/16, nor the single word primary")),
+    };
+    texts.iter().map(parse).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+}
+
+/// An unspecified address (the default `0.0.0.0`) leaves the choice to the Node object.
+fn bind_address(text: &str) -> Result<Option<IpAddr>, Invalid> {
+    match parse_ip(text) {
+        Some(address) => Ok(Some(address).filter(|a| !a.is_unspecified())),
+        None => invalid("--bind-address", format!("{text:?} is not an IP address")),
+    }
+}
+
+/// Empty: not served. (kube-proxy's help says the same of its flag, which then does nothing.)
+fn listen_address(flag: &'static str, text: &str, default_port: u16) -> Result<Option<SocketAddr>, Invalid> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
+    let parsed = text.parse().ok().or_else(|| parse_ip(bare).map(|ip| SocketAddr::new(ip, default_port)));
+    match parsed {
+        Some(address) => Ok(Some(address)),
+        None => invalid(flag, format!("{text:?} is not an address such as 0.0.0.0:{default_port} or [::]:{default_port}")),
+    }
+}
+
+fn node_ips(texts: &[String]) -> Result<Vec<IpAddr>, Invalid> {
+    let parse = |text: &String| match parse_ip(text.trim()) {
+        Some(address) => Ok(address),
+        None => invalid("--node-ip", format!("{text:?} is not an IP address")),
+    };
+    texts.iter().map(parse).collect()
+}
+
+/// Reads a duration as Go writes them: `30s`, `1m30s`, `1.5h`, `100ms`, `0`.
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
+    let fail = || format!("{text:?} is not a duration such as 30s, 1m30s or 100ms");
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let mut rest = text.strip_prefix('+').unwrap_or(text);
+    let mut seconds = 0.0;
+    if rest.is_empty() {
+        return Err(fail());
+    }
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(fail)?;
+        let value: f64 = rest[..digits].parse().map_err(|_| fail())?;
+        rest = &rest[digits..];
+        let (unit, factor) = UNITS.into_iter().find(|(unit, _)| rest.starts_with(unit)).ok_or_else(fail)?;
+        rest = &rest[unit.len()..];
+        seconds += value * factor;
+    }
+    Duration::try_from_secs_f64(seconds).map_err(|_| fail())
+}
+
+/// Go's units with their seconds; longer spellings before their own beginnings.
+const UNITS: [(&str, f64); 7] = [("ns", 1e-9), ("us", 1e-6), ("µs", 1e-6), ("ms", 1e-3), ("s", 1.0), ("m", 60.0), ("h", 3600.0)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_go_writes_them() {
+        for (text, millis) in [("30s", 30_000), ("1m30s", 90_000), ("1.5h", 5_400_000), ("100ms", 100), ("0", 0), ("0s", 0)] {
+            assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
+        }
+        for bad in ["", "30", "s", "1x", "-1s", "1..5s", "1s "] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cluster_cidrs_are_none_one_or_a_pair() {
+        assert_eq!(cluster_cidrs(None), Ok(PerFamily::default()));
+        let pair = cluster_cidrs(Some("10.244.0.0/16,fd00:10:244::/56")).unwrap();
+        assert_eq!((pair.v4, pair.v6), ("10.244.0.0/16".parse().ok(), "fd00:10:244::/56".parse().ok()));
+        for bad in ["", "10.0.0.0", "10.0.0.0/8,10.1.0.0/16", "10.0.0.0/8,", "fd00::/8,fd01::/16"] {
+            assert!(cluster_cidrs(Some(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn listen_addresses_get_their_default_port() {
+        let port = |text| listen_address("--healthz-bind-address", text, 10256);
+        assert_eq!(port(""), Ok(None));
+        assert_eq!(port("127.0.0.1"), Ok(Some(SocketAddr::from(([127, 0, 0, 1], 10256)))));
+        assert_eq!(port("[::1]:80"), Ok("[::1]:80".parse().ok()));
+        assert_eq!(port("::"), Ok("[::]:10256".parse().ok()));
+        assert!(port("localhost:80").is_err());
+    }
+
+    #[test]
+    fn node_port_addresses_are_ranges_or_primary() {
+        let parse = |texts: &[&str]| node_port_addresses(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(parse(&["primary"]), Ok(NodePortAddresses::Primary));
+        assert_eq!(parse(&[]), Ok(NodePortAddresses::Within(vec![])));
+        assert!(parse(&["primary", "10.0.0.0/8"]).is_err_and(|e| e.cause.contains("both")));
+        assert!(parse(&["10.0.0.1"]).is_err());
+    }
+}

@@ -1,0 +1,264 @@
+//! Everything that is wanted, as the sources told it, and what a change of it touches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::endpoint::{Endpoint, EndpointSlice, SliceEndpoint};
+use super::node::Node;
+use super::select::Place;
+use super::service::{Service, ServicePort};
+use super::{Event, ObjectKey};
+use crate::net::{Family, PerFamily};
+
+/// Above this many endpoints, counted over the service ports of one family, rules lose the comments
+/// that make them twice as large (kube-proxy's `largeClusterEndpointsThreshold`).
+const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
+
+/// The wanted state of the node's services.
+#[derive(Debug)]
+pub struct State {
+    node_name: Arc<str>,
+    services: BTreeMap<ObjectKey, Service>,
+    slices: HashMap<ObjectKey, EndpointSlice>,
+    /// Names of a Service's slices, in the Service's namespace.
+    slices_of: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    node: Option<Node>,
+    addresses: BTreeSet<IpAddr>,
+    /// Endpoints of each Service, counted over its ports.
+    endpoint_counts: HashMap<ObjectKey, PerFamily<usize>>,
+    endpoint_totals: PerFamily<usize>,
+    received: Received,
+}
+
+/// Of which kinds a complete list has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "four independent facts, not one state")]
+pub struct Received {
+    pub services: bool,
+    pub slices: bool,
+    pub nodes: bool,
+    pub addresses: bool,
+}
+
+/// What an event changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Services whose own derived values changed, came or went.
+    pub services: BTreeSet<ObjectKey>,
+    /// Something all rules may depend on changed: the node, its addresses, the size class of the cluster.
+    pub global: bool,
+}
+
+impl Changes {
+    pub fn is_empty(&self) -> bool {
+        !self.global && self.services.is_empty()
+    }
+
+    pub fn merge(&mut self, other: Self) {
+        self.services.extend(other.services);
+        self.global |= other.global;
+    }
+}
+
+impl State {
+    /// An empty state of the node called `node_name` in the API.
+    pub fn new(node_name: impl Into<Arc<str>>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            services: BTreeMap::new(),
+            slices: HashMap::new(),
+            slices_of: HashMap::new(),
+            node: None,
+            addresses: BTreeSet::new(),
+            endpoint_counts: HashMap::new(),
+            endpoint_totals: PerFamily::default(),
+            received: Received::default(),
+        }
+    }
+
+    /// Takes an event in and tells what it changed. Values are compared, so an edit of something that
+    /// rules do not depend on changes nothing.
+    pub fn apply(&mut self, event: Event) -> Changes {
+        let large = PerFamily::from_fn(|f| self.is_large_cluster(f));
+        let mut changes = Changes::default();
+        match event {
+            Event::Service(key, service) => self.set_service(key, service, &mut changes),
+            Event::Slice(key, slice) => self.set_slice(key, slice, &mut changes),
+            Event::Node(key, node) => self.set_node(&key, node, &mut changes),
+            Event::Services(all) => self.replace_services(all, &mut changes),
+            Event::Slices(all) => self.replace_slices(all, &mut changes),
+            Event::Nodes(all) => self.replace_nodes(all, &mut changes),
+            Event::Addresses(all) => self.replace_addresses(all, &mut changes),
+        }
+        for key in &changes.services {
+            self.recount(key);
+        }
+        changes.global |= large != PerFamily::from_fn(|f| self.is_large_cluster(f));
+        changes
+    }
+
+    pub fn received(&self) -> Received {
+        self.received
+    }
+
+    pub fn node(&self) -> Option<&Node> {
+        self.node.as_ref()
+    }
+
+    pub fn place(&self) -> Place<'_> {
+        Place { node: &self.node_name, zone: self.node.as_ref().and_then(|n| n.zone.as_deref()) }
+    }
+
+    /// The addresses on the node's interfaces, sorted.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.addresses.iter().copied()
+    }
+
+    pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &Service)> {
+        self.services.iter()
+    }
+
+    pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
+        self.services.get(key)
+    }
+
+    pub fn is_large_cluster(&self, family: Family) -> bool {
+        self.endpoint_totals[family] > LARGE_CLUSTER_ENDPOINTS
+    }
+
+    /// The endpoints of a service port, merged over the slices of its Service, in the order that rules
+    /// have: sorted as the text `address:port`.
+    ///
+    /// Where two slices name the same `address:port`, the later one (by slice name) counts, unless it is
+    /// terminating: a pod that reuses the address of one on its way out is the one that serves.
+    pub fn endpoints(&self, service: &ObjectKey, port: &ServicePort, family: Family) -> Vec<Endpoint> {
+        let mut found: HashMap<SocketAddr, Endpoint> = HashMap::new();
+        for slice in self.slices_of(service).filter(|s| s.family == family) {
+            let ports = slice.ports.iter().filter(|p| p.name == port.port_name && p.protocol == port.protocol);
+            for number in ports.map(|p| p.port) {
+                for endpoint in &slice.endpoints {
+                    let address = SocketAddr::new(endpoint.address, number);
+                    if !(endpoint.conditions.terminating && found.contains_key(&address)) {
+                        found.insert(address, self.endpoint(endpoint, address));
+                    }
+                }
+            }
+        }
+        let mut endpoints: Vec<_> = found.into_values().collect();
+        endpoints.sort_by_cached_key(|e| e.address.to_string());
+        endpoints
+    }
+
+    /// How many addresses on this node are ready for any port of the Service: what its health check
+    /// node port tells. A dual-stack pod counts once.
+    pub fn local_ready_endpoints(&self, service: &ObjectKey) -> usize {
+        let count = |family: Family| {
+            let slices = self.slices_of(service).filter(|s| s.family == family && !s.ports.is_empty());
+            let ready = slices.flat_map(|s| &s.endpoints).filter(|e| e.conditions.ready && self.is_local(e));
+            ready.map(|e| e.address).collect::<BTreeSet<_>>().len()
+        };
+        Family::ALL.into_iter().map(count).max().unwrap_or(0)
+    }
+
+    fn endpoint(&self, from: &SliceEndpoint, address: SocketAddr) -> Endpoint {
+        Endpoint { address, local: self.is_local(from), conditions: from.conditions, hints: from.hints.clone() }
+    }
+
+    fn is_local(&self, endpoint: &SliceEndpoint) -> bool {
+        endpoint.node_name.as_deref() == Some(&*self.node_name)
+    }
+
+    fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> {
+        let names = self.slices_of.get(service).into_iter().flatten();
+        names.filter_map(|name| self.slices.get(&ObjectKey::new(service.namespace.clone(), name.clone())))
+    }
+
+    fn set_service(&mut self, key: ObjectKey, service: Option<Service>, changes: &mut Changes) {
+        let before = match &service {
+            Some(service) => self.services.insert(key.clone(), service.clone()),
+            None => self.services.remove(&key),
+        };
+        if before != service {
+            changes.services.insert(key);
+        }
+    }
+
+    fn set_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, changes: &mut Changes) {
+        if self.slices.get(&key) == slice.as_ref() {
+            return;
+        }
+        if let Some(before) = self.slices.remove(&key) {
+            self.unlink(&before.service, &key.name);
+            changes.services.insert(before.service);
+        }
+        if let Some(slice) = slice {
+            changes.services.insert(slice.service.clone());
+            self.slices_of.entry(slice.service.clone()).or_default().insert(key.name.clone());
+            self.slices.insert(key, slice);
+        }
+    }
+
+    fn unlink(&mut self, service: &ObjectKey, slice: &str) {
+        if let Some(names) = self.slices_of.get_mut(service) {
+            names.remove(slice);
+            if names.is_empty() {
+                self.slices_of.remove(service);
+            }
+        }
+    }
+
+    /// A deleted Node leaves its last facts in force, as kube-proxy does: rules must not change because
+    /// a node object was removed while its pods still run.
+    fn set_node(&mut self, key: &ObjectKey, node: Option<Node>, changes: &mut Changes) {
+        if *key.name == *self.node_name && node.is_some() && self.node != node {
+            self.node = node;
+            changes.global = true;
+        }
+    }
+
+    fn replace_services(&mut self, all: Vec<(ObjectKey, Service)>, changes: &mut Changes) {
+        self.received.services = true;
+        let all: BTreeMap<_, _> = all.into_iter().collect();
+        let gone: Vec<_> = self.services.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
+        gone.into_iter().for_each(|key| self.set_service(key, None, changes));
+        all.into_iter().for_each(|(key, service)| self.set_service(key, Some(service), changes));
+    }
+
+    fn replace_slices(&mut self, all: Vec<(ObjectKey, EndpointSlice)>, changes: &mut Changes) {
+        self.received.slices = true;
+        let all: HashMap<_, _> = all.into_iter().collect();
+        let gone: Vec<_> = self.slices.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
+        gone.into_iter().for_each(|key| self.set_slice(key, None, changes));
+        all.into_iter().for_each(|(key, slice)| self.set_slice(key, Some(slice), changes));
+    }
+
+    fn replace_nodes(&mut self, all: Vec<(ObjectKey, Node)>, changes: &mut Changes) {
+        self.received.nodes = true;
+        all.into_iter().for_each(|(key, node)| self.set_node(&key, Some(node), changes));
+    }
+
+    fn replace_addresses(&mut self, all: Vec<IpAddr>, changes: &mut Changes) {
+        self.received.addresses = true;
+        let all = all.into_iter().collect();
+        changes.global |= self.addresses != all;
+        self.addresses = all;
+    }
+
+    /// Brings the endpoint totals up to date for one Service.
+    fn recount(&mut self, key: &ObjectKey) {
+        let count = self.services.get(key).map(|service| PerFamily::from_fn(|family| self.count(key, service, family)));
+        let before = match count {
+            Some(count) => self.endpoint_counts.insert(key.clone(), count),
+            None => self.endpoint_counts.remove(key),
+        };
+        for family in Family::ALL {
+            self.endpoint_totals[family] += count.map_or(0, |c| c[family]);
+            self.endpoint_totals[family] -= before.map_or(0, |c| c[family]);
+        }
+    }
+
+    fn count(&self, key: &ObjectKey, service: &Service, family: Family) -> usize {
+        service.ports_of(key, family).map(|port| self.endpoints(key, &port, family).len()).sum()
+    }
+}

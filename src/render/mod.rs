@@ -1,0 +1,172 @@
+//! From what is wanted to what the node should have: pure and deterministic. The same state and
+//! configuration give the same rules, byte for byte.
+//!
+//! What depends on one Service alone is rendered for it alone ([`service`]), so that a change of it costs
+//! no more than it touches; what depends on none is the mode's own ([`mode`]).
+
+pub mod iptables;
+pub mod names;
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::config::{DetectLocal, NodePortAddresses, RuleConfig};
+use crate::model::{Node, ObjectKey, State};
+use crate::net::Family;
+use crate::ruleset::{Block, InterfaceMatch, Layout, Negatable, Owner, Rule};
+
+/// What a node should have in one family, or a part of it. Modes fill the parts they use; rules are the
+/// first of them.
+#[derive(Debug, Default)]
+pub struct Desired {
+    /// Blocks of rules by owner. The mode's own block comes first: others jump to its chains.
+    pub rules: Vec<(Owner, Block)>,
+}
+
+/// What the kernel can do and is set to, as far as rules depend on it. Learnt once at start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelFacts {
+    /// The nfacct counters exist, so rules may count in them.
+    pub nfacct: bool,
+    /// `nf_conntrack_tcp_be_liberal` is on: INVALID packets need not be dropped.
+    pub tcp_be_liberal: bool,
+}
+
+/// All that the rules of one family depend on beside the Services: worked out once, used for each.
+#[derive(Debug)]
+pub struct Context<'a> {
+    pub family: Family,
+    pub state: &'a State,
+    config: &'a RuleConfig,
+    facts: KernelFacts,
+    local: Option<LocalDetector>,
+    node_ip: IpAddr,
+    node_ports: NodePorts,
+    localhost_node_ports: bool,
+}
+
+/// How a rule tells the traffic of this node's pods.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LocalDetector {
+    Source(IpNet),
+    Interface(InterfaceMatch),
+}
+
+/// The addresses that accept node ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum NodePorts {
+    /// All of the node's.
+    Any,
+    Only(Vec<IpAddr>),
+}
+
+impl<'a> Context<'a> {
+    pub fn new(config: &'a RuleConfig, facts: KernelFacts, state: &'a State, family: Family) -> Self {
+        let node = state.node();
+        let localhost = config.localhost_node_ports && family == Family::Ipv4;
+        let (node_ports, covers_loopback) = node_ports(config, state, family);
+        Self {
+            family,
+            state,
+            config,
+            facts,
+            local: local_detector(&config.detect_local, node, family),
+            node_ip: node_ip(config, node, family),
+            node_ports,
+            localhost_node_ports: localhost && covers_loopback,
+        }
+    }
+
+    /// Do rules leave out the comments that cost most? (behaviour.md §3.4)
+    fn is_large_cluster(&self) -> bool {
+        self.state.is_large_cluster(self.family)
+    }
+}
+
+impl LocalDetector {
+    /// Narrows a rule to traffic that is (or with `not`: is not) from this node's pods.
+    fn narrow(&self, rule: Rule, not: bool) -> Rule {
+        match self {
+            Self::Source(net) => rule.from(Negatable { not, value: *net }),
+            Self::Interface(name) => rule.on(Negatable { not, value: name.clone() }),
+        }
+    }
+}
+
+fn local_detector(config: &DetectLocal, node: Option<&Node>, family: Family) -> Option<LocalDetector> {
+    match config {
+        DetectLocal::ClusterCidr(cidrs) => cidrs[family].map(LocalDetector::Source),
+        DetectLocal::NodeCidr => node.and_then(|n| n.primary_pod_cidrs()[family]).map(LocalDetector::Source),
+        DetectLocal::BridgeInterface(name) => Some(LocalDetector::Interface(InterfaceMatch(name.clone()))),
+        DetectLocal::InterfaceNamePrefix(prefix) => Some(LocalDetector::Interface(InterfaceMatch(format!("{prefix}+").into()))),
+    }
+}
+
+/// The node's address of a family; without one, its loopback address counts (behaviour.md §7.2).
+fn node_ip(config: &RuleConfig, node: Option<&Node>, family: Family) -> IpAddr {
+    let bound = config.bind_address.filter(|a| Family::of(*a) == family);
+    bound.or_else(|| node.and_then(|n| n.primary_addresses()[family])).unwrap_or(match family {
+        Family::Ipv4 => std::net::Ipv4Addr::LOCALHOST.into(),
+        Family::Ipv6 => std::net::Ipv6Addr::LOCALHOST.into(),
+    })
+}
+
+/// The addresses that accept node ports, and whether the IPv4 loopback ones are meant too.
+fn node_ports(config: &RuleConfig, state: &State, family: Family) -> (NodePorts, bool) {
+    let primary: Vec<IpNet>;
+    let ranges = match &config.node_port_addresses {
+        NodePortAddresses::Within(ranges) => ranges,
+        NodePortAddresses::Primary => {
+            let address = node_ip(config, state.node(), family);
+            primary = (!address.is_loopback()).then(|| IpNet::from(address)).into_iter().collect();
+            &primary
+        }
+    };
+    let mut ranges = ranges.iter().filter(|r| Family::of_net(r) == family).peekable();
+    if ranges.peek().is_none() || ranges.clone().any(|r| r.prefix_len() == 0) {
+        return (NodePorts::Any, true);
+    }
+    let within: Vec<_> = ranges.collect();
+    let loopback = within.iter().any(|r| r.addr().is_loopback() || r.contains(&IpAddr::from([127, 0, 0, 1])));
+    (NodePorts::Only(state.addresses().filter(|a| within.iter().any(|r| r.contains(a))).collect()), loopback)
+}
+
+/// The chains of the mode in force.
+pub fn layout(_config: &RuleConfig) -> &'static Layout {
+    &iptables::LAYOUT
+}
+
+/// The mode's own part.
+pub fn mode(context: &Context<'_>) -> (Owner, Block) {
+    (Owner::Mode, iptables::mode_block(context))
+}
+
+/// The part of one port of a Service.
+#[derive(Debug)]
+pub struct PortPart {
+    pub owner: Owner,
+    pub block: Block,
+    pub without_local: WithoutLocal,
+}
+
+/// Which of a port's traffic is dropped because its policy is Local and all endpoints are elsewhere.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WithoutLocal {
+    pub internal: bool,
+    pub external: bool,
+}
+
+/// The part of one Service, port by port. Empty when the Service is not there.
+pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<PortPart> {
+    let Some(service) = context.state.service(key) else { return Vec::new() };
+    service.ports_of(key, context.family).map(|port| iptables::service_part(context, key, &port)).collect()
+}
+
+/// Everything one family of the node should have.
+pub fn all(context: &Context<'_>) -> Desired {
+    let mut rules = vec![mode(context)];
+    let parts = context.state.services().flat_map(|(key, _)| service(context, key));
+    rules.extend(parts.map(|part| (part.owner, part.block)));
+    Desired { rules }
+}

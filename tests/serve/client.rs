@@ -1,0 +1,168 @@
+//! A bare HTTP client, the captures, and checks of the metrics text. It shares no code with the server.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: String,
+    pub headers: BTreeMap<String, String>,
+    pub body: String,
+}
+
+impl Answer {
+    fn parse(head: &str, body: &str) -> Self {
+        let mut lines = head.split("\r\n");
+        let status = lines.next().unwrap().into();
+        let headers = lines.filter_map(|line| line.split_once(": ")).map(|(name, value)| (name.into(), value.into()));
+        Self { status, headers: headers.collect(), body: body.into() }
+    }
+
+    /// The same answer at any time: no date, and `T` for each timestamp. The length then counts `T`s.
+    pub fn timeless(mut self) -> Self {
+        let date = self.headers.remove("Date").expect("a Date");
+        assert!(date.len() == 29 && date.ends_with(" GMT"), "{date}");
+        let length = self.headers.insert("Content-Length".into(), String::new()).expect("a Content-Length");
+        assert_eq!(length, self.body.len().to_string());
+        let mut quoted: Vec<&str> = self.body.split('"').collect();
+        for text in &mut quoted {
+            if text.len() > 19 && text.as_bytes()[10] == b'T' && text.ends_with('Z') {
+                *text = "T";
+            }
+        }
+        self.body = quoted.join("\"");
+        self.headers.insert("Content-Length".into(), self.body.len().to_string());
+        self
+    }
+}
+
+/// An answer of kube-proxy's.
+pub fn captured(name: &str) -> Answer {
+    let path = format!("{}/tests/serve/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).expect(&path);
+    let (head, body) = text.split_once("\r\n\r\n").expect("a head");
+    Answer::parse(head, body)
+}
+
+pub async fn connect(address: SocketAddr) -> TcpStream {
+    tokio::time::timeout(DEADLINE, TcpStream::connect(address)).await.expect("connected in time").unwrap()
+}
+
+pub async fn get(address: SocketAddr, path: &str) -> Answer {
+    request(address, path, "").await
+}
+
+/// A GET with more header lines.
+pub async fn request(address: SocketAddr, path: &str, more: &str) -> Answer {
+    let mut stream = connect(address).await;
+    send(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n")).await.unwrap();
+    read_answer(&mut stream).await
+}
+
+/// One answer of a connection that stays open.
+pub async fn read_answer(stream: &mut TcpStream) -> Answer {
+    tokio::time::timeout(DEADLINE, read(stream)).await.expect("an answer in time")
+}
+
+async fn read(stream: &mut TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    loop {
+        let text = String::from_utf8_lossy(&bytes);
+        if let Some((head, body)) = text.split_once("\r\n\r\n") {
+            let answer = Answer::parse(head, body);
+            let length: usize = answer.headers.get("Content-Length").expect("a length").parse().unwrap();
+            if body.len() >= length {
+                return answer;
+            }
+        }
+        assert!(receive(stream, &mut bytes).await.unwrap(), "ended early: {}", String::from_utf8_lossy(&bytes));
+    }
+}
+
+pub async fn send(stream: &mut TcpStream, text: &str) -> io::Result<()> {
+    let mut rest = text.as_bytes();
+    while !rest.is_empty() {
+        stream.writable().await?;
+        match stream.try_write(rest) {
+            Ok(sent) => rest = &rest[sent..],
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Appends what comes next; false at the end.
+pub async fn receive(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<bool> {
+    let mut piece = [0; 4096];
+    loop {
+        stream.readable().await?;
+        match stream.try_read(&mut piece) {
+            Ok(length) => {
+                bytes.extend_from_slice(&piece[..length]);
+                return Ok(length > 0);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether the server closes the connection without another word.
+pub async fn is_hung_up(stream: &mut TcpStream) -> bool {
+    let mut bytes = Vec::new();
+    let end = tokio::time::timeout(DEADLINE, receive(stream, &mut bytes)).await.expect("closed in time");
+    bytes.is_empty() && !end.unwrap_or(false)
+}
+
+/// Tries until `holds`, and fails after the deadline.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The rules of the text format a scraper relies on.
+pub fn check_exposition(text: &str) {
+    let (mut families, mut series) = (BTreeSet::new(), BTreeSet::new());
+    let mut family = ("", "");
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            family = rest.split_once(' ').expect("name and type");
+            assert!(["counter", "gauge", "histogram"].contains(&family.1), "{line}");
+            assert!(families.insert(family.0), "announced twice: {line}");
+        } else if !line.starts_with("# HELP ") {
+            let (sample, value) = line.rsplit_once(' ').expect("sample and value");
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+            assert!(series.insert(sample), "twice: {line}");
+            let name = sample.split('{').next().unwrap();
+            let suffixes: &[&str] = if family.1 == "histogram" { &["_bucket", "_sum", "_count"] } else { &[""] };
+            assert!(suffixes.iter().any(|suffix| name == format!("{}{suffix}", family.0)), "{line} under {family:?}");
+        }
+    }
+    assert!(series.len() > 100, "{} series", series.len());
+}
+
+/// Prometheus's own check, where it is installed. It complains of gauges named `_total`, which are
+/// kube-proxy's names, and of nothing else.
+pub fn promtool(text: &str) {
+    use std::io::Write;
+    let mut command = Command::new("promtool");
+    command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let Ok(mut child) = command.spawn() else { return };
+    child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let faults: Vec<_> = said.lines().filter(|line| !line.contains("_total non-counter metrics should not have")).collect();
+    assert_eq!(faults, Vec::<&str>::new());
+}
