@@ -180,6 +180,10 @@ impl Datagrams {
         let length = self.0.recv(&mut buffer)?;
         Ok(String::from_utf8_lossy(&buffer[..length]).into_owned())
     }
+
+    pub fn fate(&self) -> Fate {
+        fate(self.ask())
+    }
 }
 
 /// Answers on every protocol, both families, until dropped.
