@@ -75,6 +75,10 @@ impl<'lab> Sluice<'lab> {
         wait_until("the change is in force", PATIENCE, || family_rules(self.node).iter().all(|rules| done(rules)));
     }
 
+    pub fn process(&self) -> &Process {
+        &self.process
+    }
+
     /// Ends the proxy with SIGKILL.
     pub fn kill(self) {
         drop(self);
