@@ -1,0 +1,50 @@
+#!/bin/bash
+# Installs the Debian packages that building, `make test` and `make demo` need. Does nothing when all are there.
+set -euo pipefail
+
+# gcc, libc6-dev: to link; iptables, nftables: to look at rules from outside; strace, util-linux (setpriv, unshare): to
+# watch and confine the proxy; iproute2: network namespaces; python3: the demo's pods and e2e/same-rules.
+packages=(gcc libc6-dev iproute2 iptables nftables python3 strace util-linux)
+
+missing_packages() {
+    local package
+    for package in "${packages[@]}"; do
+        dpkg-query --show --showformat='${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || echo "$package"
+    done
+}
+
+install_packages() {
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update --quiet=2
+    apt-get install --quiet=2 --yes --no-install-recommends "$@"
+}
+
+# The tests read rules with the iptables that works on nf_tables, as Debian's does unless told otherwise.
+check_iptables() {
+    local version
+    version=$(PATH=$PATH:/usr/sbin iptables --version)
+    if [[ $version != *nf_tables* ]]; then
+        echo "error: $version; wanted: nf_tables (update-alternatives --set iptables /usr/sbin/iptables-nft)" >&2
+        exit 1
+    fi
+}
+
+main() {
+    local missing
+    if ! command -v dpkg-query >/dev/null; then
+        echo "note: not a Debian machine; needed here: ${packages[*]}" >&2
+        return
+    fi
+    mapfile -t missing < <(missing_packages)
+    if ((${#missing[@]} > 0)); then
+        if ((EUID != 0)); then
+            echo "error: these Debian packages are missing and only root can install them: ${missing[*]}" >&2
+            echo "       run: sudo apt-get install ${missing[*]}" >&2
+            exit 1
+        fi
+        install_packages "${missing[@]}"
+    fi
+    check_iptables
+}
+
+main
