@@ -3,6 +3,8 @@
 //!
 //! Conditions are waited for with a deadline; nothing sleeps for a guess.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod serve {
     pub mod client;
 }
@@ -178,7 +180,7 @@ async fn a_client_that_drips_headers_is_cut_off() {
     send(&mut slow, "GET /livez HTTP/1.1\r\n").await.unwrap();
     let dripped = async {
         while send(&mut slow, "X: y\r\n").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(20)).await
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     in_time(dripped).await;
