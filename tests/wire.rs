@@ -5,19 +5,37 @@ mod netns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use netns::{in_namespace, run};
+use netns::in_namespace;
 use sluice::net::{Family, Protocol};
 use sluice::netlink::nfacct::{Count, Counters};
 use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen, encoded_len};
 use sluice::ruleset::text::RuleText;
 use sluice::ruleset::{
-    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith,
-    Rule, Table, Target, Transaction,
+    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith, Rule,
+    Table, Target, Transaction,
 };
 
 const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
+
+/// Runs a program with `input` and returns what it prints; it must succeed.
+fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let written = writer.join().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{errors}", output.status);
+    written.unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
 
 fn make_counters() {
     let mut counters = Counters::open().unwrap();
@@ -121,7 +139,9 @@ fn matches(family: Family) -> Vec<Rule> {
 
 fn header_matches(family: Family) -> Vec<Rule> {
     let prefixes: &[&str] = match family {
-        Family::Ipv4 => &["10.0.0.0/8", "10.16.0.0/12", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "1.2.3.4/32", "128.0.0.0/1"],
+        Family::Ipv4 => {
+            &["10.0.0.0/8", "10.16.0.0/12", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "1.2.3.4/32", "128.0.0.0/1"]
+        }
         Family::Ipv6 => &["fd00::/8", "fd00:10::/56", "fd00:10::/57", "fd00::/64", "fd00::1/128", "8000::/1", "fd00::4/127"],
     };
     let mut rules = Vec::new();

@@ -1,0 +1,263 @@
+//! The fake kernel against the real one: random transactions, good and bad, must have the same result in
+//! both (handles, or the refused operations and their errors) and leave the same rules.
+
+mod netns;
+
+use std::time::Instant;
+
+use netns::in_namespace;
+use sluice::net::{Family, Protocol};
+use sluice::netlink::fake::FakeKernel;
+use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen};
+use sluice::ruleset::{
+    AddrType, ChainName, Comment, Handle, Match, Negatable, Op, Place, RejectWith, Rule, Table, Target, Transaction,
+};
+
+/// Xorshift64*: the same numbers for the same seed, everywhere.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let number = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33;
+        usize::try_from(number).unwrap() % limit
+    }
+
+    /// True in so many of a hundred cases.
+    fn percent(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn pick<T: Clone>(&mut self, from: &[T]) -> Option<T> {
+        if from.is_empty() { None } else { Some(from[self.below(from.len())].clone()) }
+    }
+}
+
+/// Enough chains for jumps that are too deep (16), few enough that they meet.
+const CHAINS: usize = 20;
+
+fn chain(number: usize) -> ChainName {
+    ChainName::new(format!("C{number}"))
+}
+
+/// Makes transactions that are mostly, not always, sensible for what is there.
+struct Generator<'a> {
+    family: Family,
+    random: &'a mut Random,
+    rules: Vec<(Table, ChainName, Handle)>,
+    chains: Vec<(Table, ChainName)>,
+}
+
+impl Generator<'_> {
+    fn transaction(&mut self) -> Transaction {
+        let mut transaction = Transaction::new(self.family);
+        if self.chains.is_empty() || self.random.percent(5) {
+            transaction.ops.push(Op::AddTable(self.table()));
+        }
+        for _ in 0..=self.random.below(8) {
+            let op = self.op();
+            if let Op::AddChain { table, chain } = &op {
+                self.chains.push((*table, chain.clone()));
+            }
+            transaction.ops.push(op);
+        }
+        transaction
+    }
+
+    fn table(&mut self) -> Table {
+        self.random.pick(&[Table::Nat, Table::Nat, Table::Nat, Table::Filter, Table::Filter, Table::Mangle]).unwrap()
+    }
+
+    /// Mostly a chain that is there.
+    fn chain(&mut self) -> (Table, ChainName) {
+        let known = if self.random.percent(93) { self.random.pick(&self.chains) } else { None };
+        known.unwrap_or_else(|| {
+            let table = self.table();
+            let builtin = self.random.pick(table.builtin_chains()).unwrap();
+            let name = if self.random.percent(20) { ChainName::from(builtin) } else { chain(self.random.below(CHAINS)) };
+            (table, name)
+        })
+    }
+
+    fn existing_rule(&mut self) -> (Table, ChainName, Handle) {
+        let known = if self.random.percent(90) { self.random.pick(&self.rules) } else { None };
+        known.unwrap_or_else(|| {
+            let (table, chain) = self.chain();
+            (table, chain, Handle(self.random.below(300) as u64))
+        })
+    }
+
+    fn op(&mut self) -> Op {
+        match self.random.below(100) {
+            0..2 => Op::AddTable(self.table()),
+            2..22 => {
+                let table = self.table();
+                let number = (0..CHAINS).map(chain).find(|c| !self.chains.contains(&(table, c.clone())));
+                let chain = if self.random.percent(85) { number } else { Some(self.chain().1) };
+                Op::AddChain { table, chain: chain.unwrap_or_else(|| ChainName::from("FULL")) }
+            }
+            22..24 => {
+                let (table, chain) = self.chain();
+                Op::FlushChain { table, chain }
+            }
+            24..30 => {
+                let (table, chain) = self.chain();
+                Op::DeleteChain { table, chain }
+            }
+            30..50 => {
+                let (table, chain, handle) = self.existing_rule();
+                Op::DeleteRule { table, chain, handle }
+            }
+            50..65 => {
+                let (table, chain, handle) = self.existing_rule();
+                let place = if self.random.percent(50) { Place::After(handle) } else { Place::Before(handle) };
+                Op::AddRule { rule: self.rule(table, &chain), table, chain, place }
+            }
+            _ => {
+                let (table, chain) = self.chain();
+                let place = if self.random.percent(50) { Place::Head } else { Place::Tail };
+                Op::AddRule { rule: self.rule(table, &chain), table, chain, place }
+            }
+        }
+    }
+
+    fn rule(&mut self, table: Table, chain: &ChainName) -> Rule {
+        let mut rule = Rule { target: self.target(table, chain), ..Rule::default() };
+        let protocol = self.random.pick(&Protocol::ALL).unwrap();
+        match self.random.below(12) {
+            0 => rule.matches.push(Match::Comment(Comment::new("a comment"))),
+            1 => rule.matches.push(Match::Mark(Negatable::is((0x4000, 0x4000)))),
+            2 => rule.matches.push(Match::AddrType(AddrType::DestinationLocal)),
+            3 => {
+                rule.protocol = Some(protocol);
+                let destination = self.random.percent(50).then_some(80);
+                rule.matches.push(Match::Port { protocol, destination });
+            }
+            4 if self.random.percent(20) => {
+                // Wrong: the extension asks for its protocol.
+                rule.matches.push(Match::Port { protocol, destination: None });
+            }
+            _ => {}
+        }
+        rule
+    }
+
+    fn target(&mut self, table: Table, from: &ChainName) -> Option<Target> {
+        let address = if self.family == Family::Ipv4 { "10.0.0.1:80" } else { "[fd00::1]:80" };
+        let reject = if self.family == Family::Ipv4 { RejectWith::IcmpPortUnreachable } else { RejectWith::Icmp6PortUnreachable };
+        match self.random.below(24) {
+            0..3 => None,
+            3 => Some(Target::Accept),
+            4 => Some(Target::Return),
+            5 => Some(Target::Drop),
+            6 => Some(Target::Mark { value: 1, mask: 1 }),
+            7 if self.random.percent(30) => Some(Target::Dnat(address.parse().unwrap())),
+            8 if self.random.percent(30) => Some(Target::Masquerade { random_fully: true }),
+            9 if self.random.percent(30) => Some(Target::Reject(reject)),
+            10 => Some(Target::Jump(self.chain().1)),
+            _ => Some(Target::Jump(self.deeper(table, from))),
+        }
+    }
+
+    /// Mostly a chain of a higher number, so that few loops and many deep paths come about.
+    fn deeper(&mut self, table: Table, from: &ChainName) -> ChainName {
+        let number = from.as_str().strip_prefix('C').and_then(|n| n.parse::<usize>().ok());
+        let later = |(t, c): &&(Table, ChainName)| {
+            let other = c.as_str().strip_prefix('C').and_then(|n| n.parse::<usize>().ok());
+            *t == table && other.is_some() && other > number
+        };
+        let mut next: Vec<_> = self.chains.iter().filter(later).cloned().collect();
+        next.sort_by_key(|(_, chain)| chain.as_str().len());
+        match next.first() {
+            Some((_, chain)) if self.random.percent(60) => chain.clone(),
+            _ => self.random.pick(&next).map_or_else(|| chain(0), |(_, chain)| chain),
+        }
+    }
+}
+
+/// What a commit gave, in a form that both kernels can share.
+#[derive(Debug, PartialEq)]
+enum Outcome {
+    Done(Vec<Handle>),
+    Refused(Vec<(usize, Errno)>),
+    Other(String),
+}
+
+fn commit(kernel: &mut dyn Kernel, transaction: &Transaction) -> Outcome {
+    match kernel.commit(transaction) {
+        Ok(committed) => Outcome::Done(committed.handles),
+        Err(Error::Refused(refusals)) => Outcome::Refused(refusals.iter().map(|r| (r.op, r.errno)).collect()),
+        Err(error) => Outcome::Other(error.to_string()),
+    }
+}
+
+fn contents(kernel: &mut dyn Kernel, family: Family) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    kernel.read(family, &mut |s| seen.push(s)).unwrap();
+    seen
+}
+
+/// How often what came about: a test that only ever sees one outcome proves little.
+#[derive(Debug, Default)]
+struct Tally {
+    applied: usize,
+    errnos: std::collections::BTreeMap<String, usize>,
+    ops: usize,
+}
+
+fn compare(seed: u64, family: Family, transactions: usize, tally: &mut Tally) {
+    let mut random = Random(seed);
+    let (mut fake, mut real) = (FakeKernel::new(), NftKernel::open().unwrap());
+    for round in 0..transactions {
+        let mut generator = Generator { family, random: &mut random, rules: Vec::new(), chains: Vec::new() };
+        for seen in contents(&mut fake, family) {
+            match seen {
+                Seen::Rule { table, chain, handle, .. } => generator.rules.push((table, chain, handle)),
+                Seen::Chain { table, chain } => generator.chains.push((table, chain)),
+                Seen::Table(_) => {}
+            }
+        }
+        let before = fake.save(family);
+        let transaction = generator.transaction();
+        let (expected, found) = (commit(&mut fake, &transaction), commit(&mut real, &transaction));
+        assert_eq!(expected, found, "fake, real: seed {seed}, round {round}\n{before}\n{transaction}");
+        assert_eq!(
+            contents(&mut fake, family),
+            contents(&mut real, family),
+            "seed {seed}, round {round}\n{before}\n{transaction}"
+        );
+        tally.ops += transaction.len();
+        match found {
+            Outcome::Done(_) => tally.applied += 1,
+            Outcome::Refused(refused) => {
+                for (_, errno) in refused {
+                    *tally.errnos.entry(errno.to_string()).or_default() += 1;
+                }
+            }
+            Outcome::Other(error) => panic!("seed {seed}, round {round}: {error}\n{transaction}"),
+        }
+    }
+}
+
+/// The namespaces side by side: most of the time is the kernel's waiting.
+#[test]
+fn the_fake_answers_as_the_kernel_does() {
+    let start = Instant::now();
+    let test = |seed: u64| {
+        let family = if seed % 2 == 0 { Family::Ipv6 } else { Family::Ipv4 };
+        in_namespace(move || {
+            let mut tally = Tally::default();
+            compare(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, family, 120, &mut tally);
+            println!("seed {seed}: {tally:?}");
+        });
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=12).map(|seed| scope.spawn(move || test(seed))).collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+    println!("{:?}", start.elapsed());
+}
