@@ -228,6 +228,9 @@ fn compare(seed: u64, family: Family, transactions: usize, tally: &mut Tally) {
             contents(&mut real, family),
             "seed {seed}, round {round}\n{before}\n{transaction}"
         );
+        if std::env::var_os("TRACE").is_some() {
+            eprintln!("--- {round}: {found:?}\n{transaction}");
+        }
         tally.ops += transaction.len();
         match found {
             Outcome::Done(_) => tally.applied += 1,

@@ -113,12 +113,15 @@ impl Kernel for FakeKernel {
         }
         let tables = &mut self.tables[transaction.family];
         let mut after = tables.clone();
-        let mut tried = try_ops(&mut after, transaction);
-        if tried.refusals.is_empty() && !validate_all(tables, &mut after) {
-            // What the kernel finds wrong when all is done it pins down by doing everything again and
-            // validating after each rule.
+        let mut tried = try_ops(&mut after, transaction, None);
+        if tried.refusals.is_empty()
+            && let Some(bad) = after.iter_mut().find_map(FakeTable::validate)
+        {
+            // What the kernel finds wrong when all is done it pins down by doing everything again,
+            // validating that table after each rule.
+            roll_back(tables, &after);
             after.clone_from(tables);
-            tried = try_ops(&mut after, transaction);
+            tried = try_ops(&mut after, transaction, Some(bad));
         }
         if !tried.refusals.is_empty() {
             roll_back(tables, &after);
@@ -138,11 +141,15 @@ struct Tried {
     refusals: Vec<Refusal>,
 }
 
-/// Does what can be done of a transaction: like the kernel, it goes on after an error.
-fn try_ops(tables: &mut Vec<FakeTable>, transaction: &Transaction) -> Tried {
+/// Does what can be done of a transaction: like the kernel, it goes on after an error. `suspect`: the
+/// table to validate after each rule.
+fn try_ops(tables: &mut Vec<FakeTable>, transaction: &Transaction, suspect: Option<Table>) -> Tried {
     let mut tried = Tried::default();
     for (index, op) in transaction.ops.iter().enumerate() {
-        match try_op(tables, op) {
+        let result = try_op(tables, op);
+        let added = matches!(result, Ok(Some(_))) && suspect == Some(op.table());
+        let valid = if added { validate_named(tables, op.table()) } else { Ok(()) };
+        match valid.and(result) {
             Ok(handle) => tried.handles.extend(handle),
             Err(errno) => tried.refusals.push(Refusal { op: index, errno, text: op.to_string() }),
         }
@@ -163,14 +170,8 @@ fn try_op(tables: &mut Vec<FakeTable>, op: &Op) -> Result<Option<Handle>, Errno>
     }
 }
 
-/// Validates every table that needs it, in order. Where one fails, it is validated more closely from
-/// now on.
-fn validate_all(before: &mut [FakeTable], after: &mut [FakeTable]) -> bool {
-    let Some(bad) = after.iter_mut().find_map(FakeTable::validate) else { return true };
-    roll_back(before, after);
-    // A table made in this very transaction is forgotten with it.
-    before.iter_mut().filter(|table| table.name == bad).for_each(|table| table.validates_each = true);
-    false
+fn validate_named(tables: &[FakeTable], name: Table) -> Result<(), Errno> {
+    tables.iter().filter(|table| table.name == name).try_for_each(validate::table)
 }
 
 /// What of a failed transaction stays: handles are not given back.

@@ -17,8 +17,6 @@ pub struct FakeTable {
     pub chains: BTreeMap<ChainName, Arc<FakeChain>>,
     /// A rule was added that can make the table invalid (`NFT_VALIDATE_NEED`).
     pub needs_validation: bool,
-    /// Validation failed, and nothing was committed since (`NFT_VALIDATE_DO`).
-    pub validates_each: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -44,7 +42,7 @@ pub struct Slot {
 
 impl FakeTable {
     pub fn new(name: Table) -> Self {
-        Self { name, counter: 0, chains: BTreeMap::new(), needs_validation: false, validates_each: false }
+        Self { name, counter: 0, chains: BTreeMap::new(), needs_validation: false }
     }
 
     /// Built-in chains first, in the order iptables prints them, then the others by name.
@@ -75,7 +73,6 @@ impl FakeTable {
             return Some(self.name);
         }
         self.needs_validation = false;
-        self.validates_each = false;
         None
     }
 
@@ -138,6 +135,9 @@ impl FakeTable {
     }
 
     fn add_rule(&mut self, name: &ChainName, place: Place, rule: &Rule) -> Result<Handle, Errno> {
+        self.chain(name)?;
+        // Taken before anything else is looked at: a refused rule uses its handle up.
+        let handle = Handle(self.next_handle());
         let chain = self.chain(name)?;
         let base = chain.base;
         let index = match place {
@@ -146,8 +146,6 @@ impl FakeTable {
             Place::After(handle) => chain.place_of(handle)? + 1,
             Place::Before(handle) => chain.place_of(handle)?,
         };
-        // The handle is taken before the rule is looked at: a bad rule uses it up.
-        let handle = Handle(self.next_handle());
         let hook = base.then_some(name);
         check_extensions(self.name, hook, rule)?;
         if let Some(Target::Jump(target)) = &rule.target {
@@ -160,9 +158,6 @@ impl FakeTable {
         let slot = Slot { handle, rule: Some(Arc::new(rule.clone())), deleted: false };
         self.chain(name)?.rules.insert(index, slot);
         self.needs_validation |= rule.target.is_some() || rule.matches.iter().any(is_extension);
-        if self.validates_each {
-            validate::table(self)?;
-        }
         Ok(handle)
     }
 
