@@ -113,15 +113,17 @@ impl Kernel for FakeKernel {
         }
         let tables = &mut self.tables[transaction.family];
         let mut after = tables.clone();
-        let mut tried = try_ops(&mut after, transaction, None);
+        let mut tried = try_ops(&mut after, transaction, &[]);
         if tried.refusals.is_empty()
             && let Some(bad) = after.iter_mut().find_map(FakeTable::validate)
         {
             // What the kernel finds wrong when all is done it pins down by doing everything again,
-            // validating that table after each rule.
+            // validating that table after each rule, and so each table it makes meanwhile.
             roll_back(tables, &after);
+            let is_new = |name: &Table| !tables.iter().any(|table| table.name == *name);
+            let suspects: Vec<Table> = Table::ALL.into_iter().filter(|name| *name == bad || is_new(name)).collect();
             after.clone_from(tables);
-            tried = try_ops(&mut after, transaction, Some(bad));
+            tried = try_ops(&mut after, transaction, &suspects);
         }
         if !tried.refusals.is_empty() {
             roll_back(tables, &after);
@@ -141,13 +143,13 @@ struct Tried {
     refusals: Vec<Refusal>,
 }
 
-/// Does what can be done of a transaction: like the kernel, it goes on after an error. `suspect`: the
-/// table to validate after each rule.
-fn try_ops(tables: &mut Vec<FakeTable>, transaction: &Transaction, suspect: Option<Table>) -> Tried {
+/// Does what can be done of a transaction: like the kernel, it goes on after an error. `suspects`: the
+/// tables to validate after each rule.
+fn try_ops(tables: &mut Vec<FakeTable>, transaction: &Transaction, suspects: &[Table]) -> Tried {
     let mut tried = Tried::default();
     for (index, op) in transaction.ops.iter().enumerate() {
         let result = try_op(tables, op);
-        let added = matches!(result, Ok(Some(_))) && suspect == Some(op.table());
+        let added = matches!(result, Ok(Some(_))) && suspects.contains(&op.table());
         let valid = if added { validate_named(tables, op.table()) } else { Ok(()) };
         match valid.and(result) {
             Ok(handle) => tried.handles.extend(handle),
