@@ -105,7 +105,7 @@ impl Source {
             match tokio::time::timeout_at(deadline, self.events.recv()).await {
                 Ok(Some(event)) => self.view.take(event),
                 Ok(None) => panic!("{what}: the source ended"),
-                Err(_) => panic!("{what}: not within {limit:?}; known is {:#?}", self.view),
+                Err(tokio::time::error::Elapsed { .. }) => panic!("{what}: not within {limit:?}; known is {:#?}", self.view),
             }
         }
     }
