@@ -31,11 +31,17 @@ pub enum Mode {
     Iptables,
 }
 
+impl Mode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+        }
+    }
+}
+
 impl fmt::Display for Mode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Iptables => f.write_str("iptables"),
-        }
+        f.write_str(self.as_str())
     }
 }
 

@@ -6,10 +6,16 @@
 //! source → model::Event → model::State → render → ruleset → netlink
 //! ```
 
+pub mod agent;
+pub mod cli;
 pub mod config;
+pub mod logging;
 pub mod model;
 pub mod net;
 pub mod netlink;
 pub mod render;
 pub mod ruleset;
 pub mod serve;
+pub mod source;
+pub mod sync;
+pub mod sysctl;

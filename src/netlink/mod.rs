@@ -1,9 +1,17 @@
 //! The kernel, by netlink: sockets, the attribute codec, `nf_tables` messages with xt compatibility
 //! payloads, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
 
+pub mod address;
+mod attr;
+mod errno;
 mod error;
+pub mod nfacct;
+mod nft;
+mod socket;
 
-pub use error::{Errno, Error, Refusal};
+pub use errno::Errno;
+pub use error::{Error, Refusal, Step};
+pub use nft::{NftKernel, encoded_len};
 
 use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};

@@ -114,22 +114,32 @@ fn node_ip(config: &RuleConfig, node: Option<&Node>, family: Family) -> IpAddr {
 
 /// The addresses that accept node ports, and whether the IPv4 loopback ones are meant too.
 fn node_ports(config: &RuleConfig, state: &State, family: Family) -> (NodePorts, bool) {
-    let primary: Vec<IpNet>;
     let ranges = match &config.node_port_addresses {
-        NodePortAddresses::Within(ranges) => ranges,
+        NodePortAddresses::Within(ranges) => of_family(ranges, family),
         NodePortAddresses::Primary => {
             let address = node_ip(config, state.node(), family);
-            primary = (!address.is_loopback()).then(|| IpNet::from(address)).into_iter().collect();
-            &primary
+            if address.is_loopback() { Vec::new() } else { vec![IpNet::from(address)] }
         }
     };
-    let mut ranges = ranges.iter().filter(|r| Family::of_net(r) == family).peekable();
-    if ranges.peek().is_none() || ranges.clone().any(|r| r.prefix_len() == 0) {
-        return (NodePorts::Any, true);
+    let loopback = covers_loopback(&ranges);
+    if covers_all(&ranges) {
+        return (NodePorts::Any, loopback);
     }
-    let within: Vec<_> = ranges.collect();
-    let loopback = within.iter().any(|r| r.addr().is_loopback() || r.contains(&IpAddr::from([127, 0, 0, 1])));
-    (NodePorts::Only(state.addresses().filter(|a| within.iter().any(|r| r.contains(a))).collect()), loopback)
+    let within = state.addresses().filter(|address| ranges.iter().any(|range| range.contains(address)));
+    (NodePorts::Only(within.collect()), loopback)
+}
+
+fn of_family(ranges: &[IpNet], family: Family) -> Vec<IpNet> {
+    ranges.iter().copied().filter(|range| Family::of_net(range) == family).collect()
+}
+
+/// A family without a range accepts on all addresses, and so does one with a range of length zero.
+fn covers_all(ranges: &[IpNet]) -> bool {
+    ranges.is_empty() || ranges.iter().any(|range| range.prefix_len() == 0)
+}
+
+fn covers_loopback(ranges: &[IpNet]) -> bool {
+    covers_all(ranges) || ranges.iter().any(|r| r.addr().is_loopback() || r.contains(&IpAddr::from([127, 0, 0, 1])))
 }
 
 /// The chains of the mode in force.
@@ -169,4 +179,20 @@ pub fn all(context: &Context<'_>) -> Desired {
     let parts = context.state.services().flat_map(|(key, _)| service(context, key));
     rules.extend(parts.map(|part| (part.owner, part.block)));
     Desired { rules }
+}
+
+/// Must packets to 127.0.0.1 be routed like others, for node ports to answer there?
+pub fn wants_route_localnet(config: &RuleConfig) -> bool {
+    let NodePortAddresses::Within(ranges) = &config.node_port_addresses else { return false };
+    config.localhost_node_ports && covers_loopback(&of_family(ranges, Family::Ipv4))
+}
+
+/// The addresses, of both families, that node ports are meant for; `None`: all of the node's.
+pub fn node_port_addresses(config: &RuleConfig, state: &State) -> Option<Vec<IpAddr>> {
+    let families = Family::ALL.map(|family| node_ports(config, state, family).0);
+    let only = families.into_iter().map(|ports| match ports {
+        NodePorts::Any => None,
+        NodePorts::Only(addresses) => Some(addresses),
+    });
+    only.collect::<Option<Vec<_>>>().map(|addresses| addresses.concat())
 }

@@ -92,6 +92,10 @@ impl Server {
         Self { name, address, handler, hard_fail: false, limits: Limits::default(), bound }
     }
 
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Whether an address that cannot be bound ends the server instead of being tried again.
     #[must_use]
     pub fn hard_fail(self, hard_fail: bool) -> Self {

@@ -1,0 +1,244 @@
+//! The loop at the heart: events into the state, the state into the kernel, and what became of it into
+//! health, metrics and the log.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use tokio::sync::mpsc::Receiver;
+use tokio::time::{Instant, sleep_until};
+
+use super::ground::Ground;
+use super::health_ports::HealthPorts;
+use crate::config::{Config, DetectLocal, Source};
+use crate::model::{Changes, Event, Node, State};
+use crate::netlink::{self, NftKernel};
+use crate::render;
+use crate::serve::http::{Shutdown, fired};
+use crate::serve::metrics::EventKind;
+use crate::serve::{Health, ListenOn, Metrics, ServiceHealth};
+use crate::sync::{FamilySync, Inputs, Summary};
+
+/// After a failure the next try comes after this long, then twice as long, and so on.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+/// How long the Node may be missing before the proxy goes on without it (behaviour.md §7.2).
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long its pod CIDRs may be, where they are needed.
+const POD_CIDR_PATIENCE: Duration = Duration::from_mins(5);
+
+/// Whom the loop tells what happened.
+#[derive(Debug)]
+pub struct Reports {
+    pub health: Health,
+    pub metrics: Arc<Metrics>,
+    pub service_health: ServiceHealth,
+}
+
+/// The loop's state.
+#[derive(Debug)]
+pub struct RuleLoop {
+    config: Arc<Config>,
+    ground: Ground,
+    kernel: NftKernel,
+    state: State,
+    families: Vec<Paced>,
+    health_ports: HealthPorts,
+    reports: Reports,
+    started: Instant,
+    /// Was everything there once that is needed to begin?
+    begun: bool,
+    last_sync: Option<Instant>,
+}
+
+/// A family's sync, and when it may be tried again.
+#[derive(Debug)]
+struct Paced {
+    sync: FamilySync,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl RuleLoop {
+    pub fn new(config: Arc<Config>, ground: Ground, kernel: NftKernel, reports: Reports) -> Self {
+        let paced =
+            |&family| Paced { sync: FamilySync::new(family, Arc::clone(&reports.metrics)), failures: 0, not_before: None };
+        Self {
+            state: State::new(Arc::clone(&config.node_name)),
+            families: ground.families.iter().map(paced).collect(),
+            health_ports: HealthPorts::default(),
+            started: Instant::now(),
+            begun: false,
+            last_sync: None,
+            config,
+            ground,
+            kernel,
+            reports,
+        }
+    }
+
+    /// Runs until `stop` fires; with `--once`, until everything is programmed.
+    pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<()> {
+        let mut stopped = std::pin::pin!(fired(stop));
+        loop {
+            let due = self.due()?;
+            tokio::select! {
+                biased;
+                () = &mut stopped => return Ok(()),
+                event = events.recv() => match event {
+                    Some(event) => self.take(event, events),
+                    None => bail!("the sources of Services and addresses ended"),
+                },
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if self.begun && self.sync()? && self.config.once {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes an event in, and all others that came while the last sync ran: they share the next one.
+    fn take(&mut self, event: Event, events: &mut Receiver<Event>) {
+        let mut changes = Changes::default();
+        let waiting = std::iter::from_fn(|| events.try_recv().ok());
+        for event in std::iter::once(event).chain(waiting.take(super::EVENTS)) {
+            self.count(&event);
+            changes.merge(self.state.apply(event));
+        }
+        self.tell_node();
+        if changes.is_empty() {
+            return;
+        }
+        self.health_ports.update(&self.state, &changes);
+        for family in &mut self.families {
+            family.sync.note(&changes);
+            if self.begun {
+                self.reports.health.queued(family.sync.family());
+                self.reports.metrics.sync_queued(family.sync.family());
+            }
+        }
+    }
+
+    fn count(&self, event: &Event) {
+        let metrics = &self.reports.metrics;
+        metrics.event_received(EventKind::of(event));
+        match event {
+            Event::Service(..) => self.count_services(1),
+            Event::Services(all) => self.count_services(all.len()),
+            Event::Slice(..) => metrics.endpoints_changed(),
+            Event::Slices(all) => all.iter().for_each(|_| metrics.endpoints_changed()),
+            Event::Node(..) | Event::Nodes(_) | Event::Addresses(_) => {}
+        }
+    }
+
+    /// kube-proxy counts a change of a Service once for each family.
+    fn count_services(&self, services: usize) {
+        (0..services * self.families.len()).for_each(|_| self.reports.metrics.service_changed());
+    }
+
+    /// Without an API server there may be no Node object, and nobody who waits for one.
+    fn tell_node(&self) {
+        let default = Node::default();
+        let stand_in = matches!(self.config.source, Source::Manifests(_)).then_some(&default);
+        self.reports.health.set_node(self.state.node().or(stand_in));
+    }
+
+    /// When there is something to do next; `None`: when the next event comes.
+    fn due(&mut self) -> anyhow::Result<Option<Instant>> {
+        if !self.begun {
+            let Some(wait) = self.missing()? else { return Ok(None) };
+            if Instant::now() < wait {
+                return Ok(Some(wait));
+            }
+            self.begun = true;
+        }
+        let earliest = self.last_sync.map(|end| end + self.config.min_sync_period);
+        let due = self.families.iter().filter(|f| f.sync.is_due());
+        Ok(due.map(|f| f.not_before.max(earliest).unwrap_or_else(Instant::now)).min())
+    }
+
+    /// Is everything there that the first sync needs? `None`: no, and only an event can change that;
+    /// otherwise the moment from which on the proxy does without what is missing.
+    fn missing(&self) -> anyhow::Result<Option<Instant>> {
+        let received = self.state.received();
+        if !(received.services && received.slices && received.nodes && received.addresses) {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        let name = &self.config.node_name;
+        let waits = matches!(self.config.source, Source::Api { .. });
+        let node = self.state.node();
+        if self.config.rules.detect_local == DetectLocal::NodeCidr && node.is_none_or(|n| n.pod_cidrs.is_empty()) {
+            let end = self.started + POD_CIDR_PATIENCE;
+            if !waits || now >= end {
+                bail!("wait for the pod CIDRs of node {name}: it has none, and --detect-local-mode=NodeCIDR needs them");
+            }
+            return Ok(Some(end));
+        }
+        Ok(Some(if node.is_none() && waits { self.started + NODE_PATIENCE } else { now }))
+    }
+
+    /// Syncs every family that may be; true when nothing is left to do.
+    fn sync(&mut self) -> anyhow::Result<bool> {
+        let now = Instant::now();
+        let mut failed = None;
+        for family in &mut self.families {
+            if !family.sync.is_due() || family.not_before.is_some_and(|at| at > now) {
+                continue;
+            }
+            let inputs = Inputs { config: &self.config.rules, facts: self.ground.facts, state: &self.state };
+            let started = Instant::now();
+            let outcome = tokio::task::block_in_place(|| family.sync.sync(&mut self.kernel, inputs));
+            match outcome {
+                Ok(summary) => family.succeeded(summary, started.elapsed(), &self.reports.health),
+                Err(error) => {
+                    family.failed(&error, &self.reports.metrics);
+                    failed = Some((family.sync.family(), error));
+                }
+            }
+        }
+        self.last_sync = Some(Instant::now());
+        match failed {
+            Some((family, error)) if self.config.once => Err(error).with_context(|| format!("program {family} rules")),
+            Some(_) => Ok(false),
+            None => Ok(self.all_done()),
+        }
+    }
+
+    /// After a sync without failure: who asks about endpoints gets the new answer.
+    fn all_done(&self) -> bool {
+        let done = self.families.iter().all(|family| !family.sync.is_due());
+        if done {
+            self.reports.metrics.changes_taken();
+            let addresses = render::node_port_addresses(&self.config.rules, &self.state);
+            self.reports.service_health.listen_on(addresses.map_or(ListenOn::All, ListenOn::These));
+            self.reports.service_health.sync(self.health_ports.all());
+        }
+        done
+    }
+}
+
+impl Paced {
+    fn succeeded(&mut self, summary: Summary, took: Duration, health: &Health) {
+        let family = self.sync.family();
+        health.updated(family);
+        let Summary { services, transactions, operations, bytes } = summary;
+        let first = std::mem::take(&mut self.failures) > 0 || self.not_before.take().is_some();
+        if first {
+            tracing::info!(%family, services, operations, ?took, "rules programmed again");
+        } else {
+            tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
+        }
+    }
+
+    fn failed(&mut self, error: &netlink::Error, metrics: &Metrics) {
+        let family = self.sync.family();
+        let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.failures)).min(LAST_RETRY);
+        self.failures = (self.failures + 1).min(16);
+        self.not_before = Some(Instant::now() + wait);
+        metrics.sync_retried(family);
+        tracing::error!(%family, %error, "rules could not be programmed, what was there before stays; next try in {wait:?}");
+    }
+}

@@ -1,0 +1,166 @@
+//! The command line: flags as data, from text to [`Raw`], and which command to run.
+//!
+//! The flags are kube-proxy's (behaviour.md §1.2) with a few of our own. Values are checked in
+//! [`crate::config`]; this file only reads them.
+
+mod flags;
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{ArgMatches, Command};
+
+use crate::config::{Config, Raw, Source};
+use crate::model::{Event, State};
+use crate::net::Family;
+use crate::render::{self, KernelFacts};
+use crate::ruleset::text;
+use crate::source::manifests;
+use crate::{agent, logging};
+
+/// Runs the command that `arguments` ask for. Errors are one line on stderr; the exit code is 0 for
+/// done, 1 for failed, 2 for arguments that cannot be read.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let arguments = arguments.into_iter().map(flags::normalized);
+    let matches = match command().try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => {
+            // Help and version are no errors; clap knows which stream each belongs to.
+            _ = error.print();
+            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        }
+    };
+    match dispatch(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn command() -> Command {
+    let render = Command::new("render")
+        .about("Print what would be programmed, as iptables-save prints it; needs no privilege")
+        .args(flags::args())
+        .arg(flags::family());
+    Command::new("sluice")
+        .about("A Kubernetes service proxy for Linux nodes: a drop-in replacement for kube-proxy that programs the kernel through netlink alone")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(flags::args())
+        .args(flags::run_args())
+        .subcommand(render)
+        .args_conflicts_with_subcommands(true)
+}
+
+fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
+    if let Some(("render", matches)) = matches.subcommand() {
+        return render_command(matches);
+    }
+    logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
+    for refused in flags::NOT_BUILT.iter().filter(|(flag, _)| flags::is_given(matches, flag)) {
+        anyhow::bail!("--{}: not built into this version yet; {}", refused.0, refused.1);
+    }
+    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).collect();
+    if !idle.is_empty() {
+        tracing::warn!("accepted, but without effect in this version: {}", idle.join(" "));
+    }
+    let config = Config::resolve(raw(matches)?)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "sluice starts");
+    agent::run(config)
+}
+
+fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
+    let text = |name| flags::text(matches, name);
+    let path = |name| matches.get_one::<String>(name).filter(|p| !p.is_empty()).map(PathBuf::from);
+    let list = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect();
+    Ok(Raw {
+        mode: text("proxy-mode"),
+        hostname: match matches.get_one::<String>("hostname-override").filter(|name| !name.is_empty()) {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        },
+        manifests: path("manifests"),
+        kubeconfig: path("kubeconfig"),
+        master: matches.get_one::<String>("master").filter(|m| !m.is_empty()).cloned(),
+        once: flags::is_set(matches, "once"),
+        node_ips: list("node-ip"),
+        bind_address: text("bind-address"),
+        healthz_bind_address: text("healthz-bind-address"),
+        metrics_bind_address: text("metrics-bind-address"),
+        bind_address_hard_fail: flags::is_set(matches, "bind-address-hard-fail"),
+        detect_local_mode: text("detect-local-mode"),
+        cluster_cidr: matches.get_one::<String>("cluster-cidr").cloned(),
+        pod_bridge_interface: text("pod-bridge-interface"),
+        pod_interface_name_prefix: text("pod-interface-name-prefix"),
+        masquerade_all: flags::is_set(matches, "masquerade-all"),
+        masquerade_bit: flags::number(matches, "iptables-masquerade-bit"),
+        localhost_node_ports: flags::is_set(matches, "iptables-localhost-nodeports"),
+        node_port_addresses: list("nodeport-addresses"),
+        tcp_be_liberal: flags::is_set(matches, "conntrack-tcp-be-liberal"),
+        sync_period: flags::duration(matches, "iptables-sync-period"),
+        min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
+    })
+}
+
+/// The name the kernel has for this machine: what kubelet registers a node as by default.
+fn host_name() -> anyhow::Result<String> {
+    const PATH: &str = "/proc/sys/kernel/hostname";
+    std::fs::read_to_string(PATH).with_context(|| format!("read the host name: {PATH}"))
+}
+
+/// `sluice render`: the rules of the manifests' state, family by family.
+fn render_command(matches: &ArgMatches) -> anyhow::Result<()> {
+    logging::init(0, "text")?;
+    let config = Config::resolve(raw(matches)?)?;
+    let Source::Manifests(path) = &config.source else { anyhow::bail!("render: --manifests is missing") };
+    let loaded = manifests::load(path)?;
+    let mut state = State::new(config.node_name.clone());
+    loaded.into_events().into_iter().for_each(|event| drop(state.apply(event)));
+    let addresses = known_addresses(&config, &state);
+    state.apply(Event::Addresses(addresses));
+
+    let facts = KernelFacts { nfacct: true, tcp_be_liberal: config.tcp_be_liberal };
+    let family = matches.get_one::<String>("family").map(String::as_str);
+    let wanted = Family::ALL.into_iter().filter(|f| family.is_none_or(|name| f.as_str().eq_ignore_ascii_case(name)));
+    let mut out = String::new();
+    for family in wanted {
+        writeln!(out, "# {family}, as {} would print it", save_tool(family))?;
+        let context = render::Context::new(&config.rules, facts, &state, family);
+        let desired = render::all(&context);
+        let blocks: Vec<_> = desired.rules.iter().map(|(_, block)| block).collect();
+        text::save(&mut out, render::layout(&config.rules), &blocks)?;
+    }
+    write_out(&out)
+}
+
+fn save_tool(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "iptables-save",
+        Family::Ipv6 => "ip6tables-save",
+    }
+}
+
+/// What the kernel would tell of the node's interfaces, as far as it is known without asking it.
+fn known_addresses(config: &Config, state: &State) -> Vec<std::net::IpAddr> {
+    let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
+    let of_node = state.node().map(|node| node.addresses.clone()).unwrap_or_default();
+    loopback.into_iter().chain(of_node).chain(config.node_ips.iter().copied()).collect()
+}
+
+/// A reader that went away (`| head`) is no failure.
+fn write_out(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
+        _ => Ok(()),
+    }
+}
+
+/// Is standard error read by a person?
+pub(crate) fn on_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}

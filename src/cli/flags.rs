@@ -1,0 +1,256 @@
+//! The flags as a table, and how values are read off it.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::parser::ValueSource;
+use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser, value_parser};
+
+use crate::config::parse_duration;
+
+/// What kind of value a flag takes, as Go's pflag reads it.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// `--flag` or `--flag=true|false`.
+    Bool,
+    Text,
+    Number,
+    /// `1m30s`
+    Duration,
+    /// Commas or repetition separate values.
+    List,
+}
+
+struct Flag {
+    name: &'static str,
+    kind: Kind,
+    /// Empty: no value.
+    default: &'static str,
+    heading: &'static str,
+    help: &'static str,
+    effect: Effect,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Yes,
+    /// Accepted so that kube-proxy's command lines start; a use is named in a warning.
+    None,
+}
+
+const fn flag(name: &'static str, kind: Kind, default: &'static str, heading: &'static str, help: &'static str) -> Flag {
+    Flag { name, kind, default, heading, help, effect: Effect::Yes }
+}
+
+const fn idle(name: &'static str, kind: Kind) -> Flag {
+    Flag { name, kind, default: "", heading: LATER, help: "", effect: Effect::None }
+}
+
+const SOURCE: &str = "Where Services come from";
+const RULES: &str = "Rules";
+const SERVING: &str = "Health and metrics";
+const PACE: &str = "Pace";
+const LATER: &str = "Accepted for kube-proxy's sake, without effect yet";
+
+/// In the order `--help` shows them.
+const FLAGS: &[Flag] = &[
+    flag(
+        "manifests",
+        Kind::Text,
+        "",
+        SOURCE,
+        "Read Services, EndpointSlices and Nodes from this file or folder of YAML or JSON, and follow it as it changes, instead of the API server",
+    ),
+    flag(
+        "kubeconfig",
+        Kind::Text,
+        "",
+        SOURCE,
+        "Kubeconfig of the API server; without it and --master: the pod's service account",
+    ),
+    flag("master", Kind::Text, "", SOURCE, "URL of the API server; overrides the kubeconfig's"),
+    flag("hostname-override", Kind::Text, "", SOURCE, "Name of this node in the API [default: the host's name]"),
+    flag("node-ip", Kind::List, "", SOURCE, "Addresses of the node that its Node object does not tell; for render"),
+    flag("proxy-mode", Kind::Text, "iptables", RULES, "How rules are made: iptables (ipvs and nftables are to come)"),
+    flag(
+        "cluster-cidr",
+        Kind::Text,
+        "",
+        RULES,
+        "Range of the pods' addresses; two, with a comma, for dual stack. Traffic to Services from elsewhere is masqueraded",
+    ),
+    flag(
+        "detect-local-mode",
+        Kind::Text,
+        "ClusterCIDR",
+        RULES,
+        "How to tell this node's pods: ClusterCIDR, NodeCIDR, BridgeInterface, InterfaceNamePrefix",
+    ),
+    flag("pod-bridge-interface", Kind::Text, "", RULES, "Bridge of the pods, for --detect-local-mode=BridgeInterface"),
+    flag(
+        "pod-interface-name-prefix",
+        Kind::Text,
+        "",
+        RULES,
+        "How the names of the pods' interfaces begin, for --detect-local-mode=InterfaceNamePrefix",
+    ),
+    flag(
+        "nodeport-addresses",
+        Kind::List,
+        "",
+        RULES,
+        "Ranges of node addresses that accept node ports, or the word primary [default: all]",
+    ),
+    flag("masquerade-all", Kind::Bool, "false", RULES, "Masquerade all traffic to ClusterIPs"),
+    flag("iptables-masquerade-bit", Kind::Number, "14", RULES, "Bit of the packet mark that asks for masquerading, 0 to 31"),
+    flag("iptables-localhost-nodeports", Kind::Bool, "true", RULES, "Accept node ports on 127.0.0.1 too"),
+    flag("bind-address", Kind::Text, "0.0.0.0", RULES, "This node's address, where it is not the Node object's"),
+    flag(
+        "conntrack-tcp-be-liberal",
+        Kind::Bool,
+        "false",
+        RULES,
+        "Let conntrack accept packets outside the TCP window (sets nf_conntrack_tcp_be_liberal)",
+    ),
+    flag("healthz-bind-address", Kind::Text, "0.0.0.0:10256", SERVING, "Where /healthz and /livez answer; empty: nowhere"),
+    flag("metrics-bind-address", Kind::Text, "127.0.0.1:10249", SERVING, "Where /metrics answers; empty: nowhere"),
+    flag("bind-address-hard-fail", Kind::Bool, "false", SERVING, "End the process when one of these addresses cannot be bound"),
+    flag(
+        "iptables-sync-period",
+        Kind::Duration,
+        "30s",
+        PACE,
+        "A change that is not programmed within twice this makes /healthz fail",
+    ),
+    flag("iptables-min-sync-period", Kind::Duration, "0s", PACE, "Least time between two syncs"),
+    idle("config-sync-period", Kind::Duration),
+    idle("conntrack-max-per-core", Kind::Number),
+    idle("conntrack-min", Kind::Number),
+    idle("conntrack-tcp-timeout-close-wait", Kind::Duration),
+    idle("conntrack-tcp-timeout-established", Kind::Duration),
+    idle("conntrack-udp-timeout", Kind::Duration),
+    idle("conntrack-udp-timeout-stream", Kind::Duration),
+    idle("feature-gates", Kind::Text),
+    idle("healthz-port", Kind::Number),
+    idle("ipvs-exclude-cidrs", Kind::List),
+    idle("ipvs-min-sync-period", Kind::Duration),
+    idle("ipvs-scheduler", Kind::Text),
+    idle("ipvs-strict-arp", Kind::Bool),
+    idle("ipvs-sync-period", Kind::Duration),
+    idle("ipvs-tcp-timeout", Kind::Duration),
+    idle("ipvs-tcpfin-timeout", Kind::Duration),
+    idle("ipvs-udp-timeout", Kind::Duration),
+    idle("kube-api-burst", Kind::Number),
+    idle("kube-api-content-type", Kind::Text),
+    idle("kube-api-qps", Kind::Text),
+    idle("log-flush-frequency", Kind::Duration),
+    idle("log-json-info-buffer-size", Kind::Text),
+    idle("log-json-split-stream", Kind::Bool),
+    idle("log-text-info-buffer-size", Kind::Text),
+    idle("log-text-split-stream", Kind::Bool),
+    idle("metrics-port", Kind::Number),
+    idle("oom-score-adj", Kind::Number),
+    idle("profiling", Kind::Bool),
+    idle("show-hidden-metrics-for-version", Kind::Text),
+    idle("vmodule", Kind::Text),
+    idle("boot-id-file", Kind::Text),
+    idle("machine-id-file", Kind::Text),
+];
+
+/// Flags that would do something else than what was asked for, if they were passed over. With a hint.
+pub(super) const NOT_BUILT: &[(&str, &str)] = &[
+    ("config", "give the settings as flags"),
+    ("cleanup", "delete the KUBE-* chains with iptables"),
+    ("init-only", "set net.ipv4.conf.all.route_localnet=1 beforehand"),
+    ("write-config-to", "see --help for the flags and their defaults"),
+];
+
+/// The flags that `sluice` and `sluice render` share.
+pub(super) fn args() -> Vec<Arg> {
+    FLAGS.iter().map(arg).collect()
+}
+
+/// The flags of the running proxy alone.
+pub(super) fn run_args() -> Vec<Arg> {
+    let once = flag("once", Kind::Bool, "false", PACE, "Program the first complete state, print a summary, and exit");
+    let refused = NOT_BUILT.iter().map(|(name, _)| Arg::new(*name).long(*name).num_args(0..=1).require_equals(true).hide(true));
+    let format = Arg::new("logging-format").long("logging-format").help_heading("Logging").help("text or json");
+    let verbosity = Arg::new("verbosity").short('v').long("v").help_heading("Logging").value_name("LEVEL");
+    let own = [
+        arg(&once),
+        format.default_value("text").value_parser(PossibleValuesParser::new(["text", "json"])),
+        verbosity
+            .help("0: what an operator needs; 4: each step; 8: everything")
+            .default_value("0")
+            .value_parser(value_parser!(u8)),
+    ];
+    own.into_iter().chain(refused).collect()
+}
+
+/// `render --family`.
+pub(super) fn family() -> Arg {
+    let arg = Arg::new("family").long("family").help("Print one family only [default: both]");
+    arg.value_parser(PossibleValuesParser::new(["ipv4", "ipv6"]))
+}
+
+fn arg(flag: &Flag) -> Arg {
+    let arg = Arg::new(flag.name).long(flag.name).help_heading(flag.heading).help(flag.help);
+    let arg = match flag.kind {
+        Kind::Bool => arg
+            .num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+            .hide_possible_values(true)
+            .value_name("true|false")
+            .value_parser(value_parser!(bool)),
+        Kind::Text => arg.value_name("TEXT"),
+        Kind::Number => arg.value_name("N").allow_negative_numbers(true).value_parser(value_parser!(i64)),
+        Kind::Duration => arg.value_name("DURATION").value_parser(parse_duration),
+        Kind::List => arg.value_name("LIST").value_delimiter(',').action(ArgAction::Append),
+    };
+    let arg = if flag.default.is_empty() { arg } else { arg.default_value(flag.default) };
+    // pflag lets the last one count where a flag is repeated; lists grow.
+    let arg = if matches!(flag.kind, Kind::List) { arg } else { arg.overrides_with(flag.name) };
+    let arg = if flag.name == "proxy-mode" { arg.visible_alias("mode") } else { arg };
+    arg.hide(flag.effect == Effect::None)
+}
+
+/// kube-proxy takes `_` for `-` in the names of flags.
+pub(super) fn normalized(argument: OsString) -> OsString {
+    let Some(flag) = argument.to_str().and_then(|text| text.strip_prefix("--")) else { return argument };
+    let name = flag.split('=').next().unwrap_or_default();
+    if !name.contains('_') {
+        return argument;
+    }
+    format!("--{}{}", name.replace('_', "-"), &flag[name.len()..]).into()
+}
+
+pub(super) fn is_given(matches: &ArgMatches, name: &str) -> bool {
+    matches.value_source(name) == Some(ValueSource::CommandLine)
+}
+
+/// The flags that were given and do nothing.
+pub(super) fn without_effect(matches: &ArgMatches) -> impl Iterator<Item = &'static str> + '_ {
+    let idle = FLAGS.iter().filter(|flag| flag.effect == Effect::None).map(|flag| flag.name);
+    idle.filter(|name| is_given(matches, name))
+}
+
+pub(super) fn text(matches: &ArgMatches, name: &str) -> String {
+    matches.get_one::<String>(name).cloned().unwrap_or_default()
+}
+
+pub(super) fn is_set(matches: &ArgMatches, name: &str) -> bool {
+    matches.try_get_one::<bool>(name).ok().flatten().copied().unwrap_or_default()
+}
+
+pub(super) fn verbosity(matches: &ArgMatches) -> u8 {
+    matches.get_one::<u8>("verbosity").copied().unwrap_or_default()
+}
+
+pub(super) fn number(matches: &ArgMatches, name: &str) -> i64 {
+    matches.get_one::<i64>(name).copied().unwrap_or_default()
+}
+
+pub(super) fn duration(matches: &ArgMatches, name: &str) -> Duration {
+    matches.get_one::<Duration>(name).copied().unwrap_or_default()
+}

@@ -1,0 +1,264 @@
+//! A list of `nf_tables` expressions as a rule of ours, whoever wrote it: our encoder, or iptables-nft
+//! in the orders and forms its versions use. What our types cannot say is `None`, never a guess.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use super::super::attr::{Attributes, c_string};
+use super::names::Names;
+#[allow(clippy::wildcard_imports, reason = "the numbers of the wire are this file's vocabulary")]
+use super::wire::*;
+use super::xt;
+use crate::net::{Family, Protocol};
+use crate::ruleset::{InterfaceMatch, Match, Negatable, Rule, Target};
+
+/// Reads the value of `NFTA_RULE_EXPRESSIONS`.
+pub fn read_rule(family: Family, expressions: Attributes<'_>, names: &mut Names) -> Option<Rule> {
+    let mut reader = Reader { family, names, rule: Rule::default(), loaded: None, ports: Vec::new() };
+    for element in expressions {
+        let expression = element.nested();
+        let name = expression.get(NFTA_EXPR_NAME)?.text()?;
+        let data = expression.get(NFTA_EXPR_DATA).map(|a| a.nested()).unwrap_or_default();
+        if reader.rule.target.is_some() {
+            return None; // something after the verdict: no iptables rule
+        }
+        reader.expression(name, data)?;
+    }
+    reader.finish()
+}
+
+/// What a register holds.
+#[derive(Clone, Copy)]
+enum Source {
+    Meta(u32),
+    /// Base, offset, length.
+    Payload(u32, u32, usize),
+}
+
+#[derive(Clone, Copy)]
+struct Loaded<'a> {
+    register: u32,
+    source: Source,
+    mask: Option<&'a [u8]>,
+}
+
+struct Reader<'a, 'n> {
+    family: Family,
+    names: &'n mut Names,
+    rule: Rule,
+    /// The value loaded last and not compared yet.
+    loaded: Option<Loaded<'a>>,
+    /// Places in `rule.matches` of ports compared natively: which protocol they are of may stand later.
+    ports: Vec<usize>,
+}
+
+impl<'a> Reader<'a, '_> {
+    fn expression(&mut self, name: &str, data: Attributes<'a>) -> Option<()> {
+        match name {
+            "counter" => Some(()),
+            "meta" => self.meta(data),
+            "payload" => self.payload(data),
+            "bitwise" => self.bitwise(data),
+            "cmp" => self.compare(data),
+            "immediate" => self.verdict(data),
+            "match" => self.xt_match(data),
+            "target" => self.xt_target(data),
+            _ => None,
+        }
+    }
+
+    fn finish(mut self) -> Option<Rule> {
+        for place in self.ports {
+            let Match::Port { protocol, .. } = &mut self.rule.matches[place] else { return None };
+            *protocol = self.rule.protocol.filter(|p| *p != Protocol::Sctp)?;
+        }
+        // A value loaded and never compared would be a match we don't see.
+        self.loaded.is_none().then_some(self.rule)
+    }
+
+    fn load(&mut self, register: u32, source: Source) -> Option<()> {
+        let before = self.loaded.replace(Loaded { register, source, mask: None });
+        before.is_none().then_some(())
+    }
+
+    fn meta(&mut self, data: Attributes<'a>) -> Option<()> {
+        self.load(data.get(NFTA_META_DREG)?.be32()?, Source::Meta(data.get(NFTA_META_KEY)?.be32()?))
+    }
+
+    fn payload(&mut self, data: Attributes<'a>) -> Option<()> {
+        let number = |kind| data.get(kind).and_then(|a| a.be32());
+        let length = usize::try_from(number(NFTA_PAYLOAD_LEN)?).ok()?;
+        let source = Source::Payload(number(NFTA_PAYLOAD_BASE)?, number(NFTA_PAYLOAD_OFFSET)?, length);
+        self.load(number(NFTA_PAYLOAD_DREG)?, source)
+    }
+
+    fn bitwise(&mut self, data: Attributes<'a>) -> Option<()> {
+        let number = |kind| data.get(kind).and_then(|a| a.be32());
+        let loaded = self.loaded.as_mut()?;
+        let plain_mask = number(NFTA_BITWISE_OP).is_none_or(|op| op == NFT_BITWISE_MASK_XOR)
+            && value(data, NFTA_BITWISE_XOR)?.iter().all(|b| *b == 0);
+        if !plain_mask || number(NFTA_BITWISE_SREG)? != loaded.register || loaded.mask.is_some() {
+            return None;
+        }
+        loaded.register = number(NFTA_BITWISE_DREG)?;
+        loaded.mask = Some(value(data, NFTA_BITWISE_MASK)?);
+        Some(())
+    }
+
+    fn compare(&mut self, data: Attributes<'a>) -> Option<()> {
+        let loaded = self.loaded.take()?;
+        if data.get(NFTA_CMP_SREG)?.be32()? != loaded.register {
+            return None;
+        }
+        let not = match data.get(NFTA_CMP_OP)?.be32()? {
+            NFT_CMP_EQ => false,
+            NFT_CMP_NEQ => true,
+            _ => return None,
+        };
+        let compared = Compared { not, mask: loaded.mask, value: value(data, NFTA_CMP_DATA)? };
+        match loaded.source {
+            Source::Meta(NFT_META_L4PROTO) => self.protocol(compared),
+            Source::Meta(NFT_META_IIFNAME) => self.interface(compared),
+            Source::Meta(NFT_META_MARK) => self.mark(compared),
+            Source::Payload(NFT_PAYLOAD_NETWORK_HEADER, offset, length) => self.network_header(offset, length, compared),
+            Source::Payload(NFT_PAYLOAD_TRANSPORT_HEADER, offset, 2) if offset == DESTINATION_PORT.0 => self.port(compared),
+            _ => None,
+        }
+    }
+
+    fn protocol(&mut self, compared: Compared<'_>) -> Option<()> {
+        let [number] = compared.plain()?.try_into().ok()?;
+        set(&mut self.rule.protocol, Protocol::from_number(number)?)
+    }
+
+    fn interface(&mut self, compared: Compared<'_>) -> Option<()> {
+        if compared.mask.is_some() {
+            return None;
+        }
+        let text = c_string(compared.value)?;
+        // With its NUL it is a whole name, without it the beginning of names.
+        let name = if text.len() < compared.value.len() { text.into() } else { format!("{text}+") };
+        let value = InterfaceMatch(name.into_boxed_str());
+        set(&mut self.rule.in_interface, Negatable { not: compared.not, value })
+    }
+
+    fn mark(&mut self, compared: Compared<'_>) -> Option<()> {
+        let mask = match compared.mask {
+            Some(mask) => u32::from_ne_bytes(mask.try_into().ok()?),
+            None => u32::MAX,
+        };
+        let value = u32::from_ne_bytes(compared.value.try_into().ok()?);
+        self.rule.matches.push(Match::Mark(Negatable { not: compared.not, value: (value, mask) }));
+        Some(())
+    }
+
+    fn port(&mut self, compared: Compared<'_>) -> Option<()> {
+        let port = u16::from_be_bytes(compared.plain()?.try_into().ok()?);
+        self.ports.push(self.rule.matches.len());
+        self.rule.matches.push(Match::Port { protocol: Protocol::Tcp, destination: Some(port) });
+        Some(())
+    }
+
+    fn network_header(&mut self, offset: u32, length: usize, compared: Compared<'_>) -> Option<()> {
+        let (source, destination) = address_offsets(self.family);
+        if offset == source {
+            set(&mut self.rule.source, network(self.family, length, compared)?)
+        } else if offset == destination {
+            set(&mut self.rule.destination, network(self.family, length, compared)?)
+        } else {
+            None
+        }
+    }
+
+    fn verdict(&mut self, data: Attributes<'_>) -> Option<()> {
+        if data.get(NFTA_IMMEDIATE_DREG)?.be32()? != NFT_REG_VERDICT {
+            return None;
+        }
+        let verdict = data.get(NFTA_IMMEDIATE_DATA)?.nested().get(NFTA_DATA_VERDICT)?.nested();
+        let target = match verdict.get(NFTA_VERDICT_CODE)?.be32()? {
+            NF_ACCEPT => Target::Accept,
+            NF_DROP => Target::Drop,
+            NFT_RETURN => Target::Return,
+            NFT_JUMP => Target::Jump(self.names.get(verdict.get(NFTA_VERDICT_CHAIN)?.text()?)),
+            _ => return None,
+        };
+        set(&mut self.rule.target, target)
+    }
+
+    fn xt_match(&mut self, data: Attributes<'_>) -> Option<()> {
+        let (name, revision, info) = xt_fields(data)?;
+        let found = xt::read_match(self.family, name, info, self.names)?;
+        let mut same = false;
+        xt::write_match(&found, &mut |extension, bytes| same = xt::same((extension, bytes), name, revision, info));
+        self.rule.matches.push(found);
+        same.then_some(())
+    }
+
+    fn xt_target(&mut self, data: Attributes<'_>) -> Option<()> {
+        let (name, revision, info) = xt_fields(data)?;
+        let found = xt::read_target(self.family, name, info)?;
+        let mut same = false;
+        xt::write_target(self.family, &found, &mut |extension, bytes| {
+            same = xt::same((extension, bytes), name, revision, info);
+        });
+        same.then(|| set(&mut self.rule.target, found))?
+    }
+}
+
+/// A value and what it was compared with.
+#[derive(Clone, Copy)]
+struct Compared<'a> {
+    not: bool,
+    mask: Option<&'a [u8]>,
+    value: &'a [u8],
+}
+
+impl<'a> Compared<'a> {
+    /// The value of a comparison without negation or mask.
+    fn plain(self) -> Option<&'a [u8]> {
+        (!self.not && self.mask.is_none()).then_some(self.value)
+    }
+}
+
+/// Sets what must not be set twice.
+fn set<T>(place: &mut Option<T>, value: T) -> Option<()> {
+    place.replace(value).is_none().then_some(())
+}
+
+fn value(data: Attributes<'_>, kind: u16) -> Option<&[u8]> {
+    data.get(kind)?.nested().get(NFTA_DATA_VALUE).map(|a| a.data)
+}
+
+fn xt_fields(data: Attributes<'_>) -> Option<(&str, u32, &[u8])> {
+    Some((data.get(NFTA_XT_NAME)?.text()?, data.get(NFTA_XT_REV)?.be32()?, data.get(NFTA_XT_INFO)?.data))
+}
+
+/// A network from the first `length` bytes of an address, with or without a mask.
+fn network(family: Family, length: usize, compared: Compared<'_>) -> Option<Negatable<IpNet>> {
+    let mut octets = [0; 16];
+    octets.get_mut(..length)?.copy_from_slice(compared.value.get(..length)?);
+    if compared.value.len() != length || length > address_length(family) {
+        return None;
+    }
+    let prefix = match compared.mask {
+        None => u8::try_from(length * 8).ok()?,
+        Some(mask) => prefix_length(mask)?,
+    };
+    let address: IpAddr = match family {
+        Family::Ipv4 => Ipv4Addr::from(*octets.first_chunk::<4>()?).into(),
+        Family::Ipv6 => Ipv6Addr::from(octets).into(),
+    };
+    let net = IpNet::new(address, prefix).ok()?;
+    // An address with bits outside its mask never matches: nobody's rule that we know.
+    (net.trunc() == net).then_some(Negatable { not: compared.not, value: net })
+}
+
+/// The length of a mask's leading ones; `None` if there are ones after them.
+fn prefix_length(mask: &[u8]) -> Option<u8> {
+    let mut padded = [0; 16];
+    padded.get_mut(..mask.len())?.copy_from_slice(mask);
+    let bits = u128::from_be_bytes(padded);
+    let ones = bits.leading_ones();
+    (ones + bits.trailing_zeros() >= 128).then(|| u8::try_from(ones).ok())?
+}

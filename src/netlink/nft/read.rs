@@ -1,0 +1,80 @@
+//! Reading tables, chains and rules back. Of everything in the kernel only the three tables that
+//! iptables users share are looked at.
+
+use super::super::attr::{Attributes, Message, flag};
+use super::super::error::{Error, Step};
+use super::decode;
+use super::names::Names;
+#[allow(clippy::wildcard_imports, reason = "the numbers of the wire are this file's vocabulary")]
+use super::wire::*;
+use super::{NftKernel, Seen};
+use crate::net::Family;
+use crate::ruleset::{Handle, Table};
+
+impl NftKernel {
+    pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
+        let before = self.generation()?;
+        let mut names = Names::default();
+        let tables = self.read_tables(family)?;
+        for table in &tables {
+            visit(Seen::Table(*table));
+        }
+        self.read_chains(family, &mut names, visit)?;
+        for table in tables {
+            self.read_table_rules((family, table), &mut names, visit)?;
+        }
+        // Each dump is consistent in itself; this says that they belong together.
+        if self.generation()? == before { Ok(()) } else { Err(Error::Interrupted) }
+    }
+
+    fn read_tables(&mut self, family: Family) -> Result<Vec<Table>, Error> {
+        let mut tables = Vec::new();
+        let request = self.request(kind::GET_TABLE, flag::DUMP, family_number(family), |_| {});
+        self.dump(Step::ReadTables, &request, &mut |message| {
+            tables.extend(table(message.attributes(NFGENMSG), NFTA_TABLE_NAME));
+        })?;
+        Ok(tables)
+    }
+
+    fn read_chains(&mut self, family: Family, names: &mut Names, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
+        let request = self.request(kind::GET_CHAIN, flag::DUMP, family_number(family), |_| {});
+        self.dump(Step::ReadChains, &request, &mut |message| {
+            let attributes = message.attributes(NFGENMSG);
+            let name = attributes.get(NFTA_CHAIN_NAME).and_then(|a| a.text());
+            if let (Some(table), Some(name)) = (table(attributes, NFTA_CHAIN_TABLE), name) {
+                visit(Seen::Chain { table, chain: names.get(name) });
+            }
+        })
+    }
+
+    fn read_table_rules(
+        &mut self,
+        (family, table): (Family, Table),
+        names: &mut Names,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        let request = self.request(kind::GET_RULE, flag::DUMP, family_number(family), |w| {
+            w.text(NFTA_RULE_TABLE, table.as_str());
+        });
+        self.dump(Step::ReadRules, &request, &mut |message| {
+            if let Some(seen) = rule(family, message, names) {
+                visit(seen);
+            }
+        })
+    }
+}
+
+/// The table an attribute names, if it is one of the shared ones.
+fn table(attributes: Attributes<'_>, kind: u16) -> Option<Table> {
+    let name = attributes.get(kind)?.text()?;
+    Table::ALL.into_iter().find(|table| table.as_str() == name)
+}
+
+fn rule(family: Family, message: &Message<'_>, names: &mut Names) -> Option<Seen> {
+    let attributes = message.attributes(NFGENMSG);
+    let table = table(attributes, NFTA_RULE_TABLE)?;
+    let chain = names.get(attributes.get(NFTA_RULE_CHAIN)?.text()?);
+    let handle = Handle(attributes.get(NFTA_RULE_HANDLE)?.be64()?);
+    let expressions = attributes.get(NFTA_RULE_EXPRESSIONS).map(|a| a.nested()).unwrap_or_default();
+    Some(Seen::Rule { table, chain, handle, rule: decode::read_rule(family, expressions, names) })
+}

@@ -1,0 +1,226 @@
+//! Manifests followed as they change: the first load must succeed, later ones replace what is known only
+//! when they do.
+//!
+//! inotify says when to look, a fingerprint of the files whether there is anything new. Reads no
+//! document itself.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, ModifyKind};
+use notify::{EventKind, RecursiveMode, Watcher as _};
+use tokio::sync::Notify;
+use tokio::sync::mpsc::Sender;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, error, info, warn};
+
+use super::Closed;
+use super::manifests::{self, Error, Loaded};
+use crate::model::Event;
+
+/// Writers of several files, or of one in several steps, are let finish.
+const QUIET: Duration = Duration::from_millis(75);
+/// But not for ever.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// How often we look without being told to: while the files are broken, or where inotify is not to be had.
+const POLL: Duration = Duration::from_secs(1);
+
+/// Why files are no longer followed.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    #[error(transparent)]
+    Load(#[from] Error),
+    #[error("manifests no longer followed")]
+    Closed(#[from] Closed),
+    #[error("manifests: reading failed")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// Sends everything there is, and again whenever it changed, until nobody takes it any more.
+/// Only the first load's failure is an error; later ones are logged and what is known stays.
+pub async fn follow(path: &Path, sender: Sender<Event>) -> Result<Infallible, FollowError> {
+    let mut follower = Follower::new(path, sender);
+    // Watch first, look second: what changes in between is seen.
+    let mut watcher = follower.watch();
+    let seen = fingerprint(path);
+    follower.load().await??.send(&mut follower).await?;
+    follower.seen = seen;
+    loop {
+        let poll = follower.broken.is_some() || watcher.is_none();
+        tokio::select! {
+            () = follower.signal.changed.notified() => follower.signal.settle().await,
+            () = sleep(POLL), if poll => {}
+            () = follower.sender.closed() => return Err(Closed.into()),
+        }
+        // Folders come and go, and a watch is of the folder it was set on, not of its name.
+        watcher = follower.watch();
+        follower.look().await?;
+    }
+}
+
+struct Follower {
+    path: PathBuf,
+    sender: Sender<Event>,
+    signal: Arc<Signal>,
+    /// What the files looked like when they were last read.
+    seen: Vec<Mark>,
+    /// The error last logged, while it lasts.
+    broken: Option<String>,
+    warned: BTreeSet<String>,
+}
+
+impl Follower {
+    fn new(path: &Path, sender: Sender<Event>) -> Self {
+        Self { path: path.to_owned(), sender, signal: Arc::default(), seen: Vec::new(), broken: None, warned: BTreeSet::new() }
+    }
+
+    /// Reads the files if they changed, or if they were broken and may be whole now.
+    async fn look(&mut self) -> Result<(), FollowError> {
+        let marks = fingerprint(&self.path);
+        if marks == self.seen && self.broken.is_none() {
+            return Ok(());
+        }
+        self.seen.clone_from(&marks);
+        let loaded = match empty_file(&marks) {
+            Some(empty) => Err(empty),
+            None => self.load().await?,
+        };
+        match loaded {
+            Ok(loaded) => {
+                if self.broken.take().is_some() {
+                    info!("manifests: {} is whole again", self.path.display());
+                }
+                loaded.send(self).await?;
+            }
+            Err(error) => self.complain(&error),
+        }
+        Ok(())
+    }
+
+    async fn load(&self) -> Result<Result<Loaded, Error>, tokio::task::JoinError> {
+        let path = self.path.clone();
+        tokio::task::spawn_blocking(move || manifests::load(&path)).await
+    }
+
+    fn complain(&mut self, error: &Error) {
+        let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();
+        let text = format!("{error}{cause}");
+        if self.broken.as_ref() != Some(&text) {
+            error!("{text}; the last good state stays until this is mended");
+            self.broken = Some(text);
+        }
+    }
+
+    /// `None`: not possible, so we poll.
+    fn watch(&self) -> Option<notify::RecommendedWatcher> {
+        let signal = Arc::clone(&self.signal);
+        let handler = move |event: notify::Result<notify::Event>| signal.take(event.as_ref());
+        let set = |mut watcher: notify::RecommendedWatcher| {
+            for folder in folders(&self.path) {
+                watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+            }
+            Ok(watcher)
+        };
+        match notify::recommended_watcher(handler).and_then(set) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                debug!("manifests: {} cannot be watched, looking each second: {error}", self.path.display());
+                None
+            }
+        }
+    }
+}
+
+impl Loaded {
+    async fn send(mut self, follower: &mut Follower) -> Result<(), Closed> {
+        let warnings: BTreeSet<String> = std::mem::take(&mut self.warnings).into_iter().collect();
+        for warning in warnings.difference(&follower.warned) {
+            warn!("{warning}");
+        }
+        follower.warned = warnings;
+        for event in self.into_events() {
+            super::send(&follower.sender, event).await?;
+        }
+        Ok(())
+    }
+}
+
+/// What inotify's thread tells us.
+#[derive(Debug, Default)]
+struct Signal {
+    changed: Notify,
+    /// Somebody wrote and has not closed the file yet.
+    writing: AtomicBool,
+}
+
+impl Signal {
+    fn take(&self, event: Result<&notify::Event, &notify::Error>) {
+        match event.map(|event| event.kind) {
+            Ok(EventKind::Access(AccessKind::Close(AccessMode::Write))) => self.writing.store(false, Ordering::Relaxed),
+            Ok(EventKind::Access(_)) => return, // among them our own reading
+            Ok(EventKind::Modify(ModifyKind::Data(_))) => self.writing.store(true, Ordering::Relaxed),
+            Ok(_) | Err(_) => {}
+        }
+        self.changed.notify_one();
+    }
+
+    /// Waits until it has been quiet for a moment, and while a writer is at it for longer.
+    async fn settle(&self) {
+        let limit = Instant::now() + LONGEST_WAIT;
+        loop {
+            let quiet = Instant::now() + QUIET;
+            let until = if self.writing.load(Ordering::Relaxed) { limit } else { quiet.min(limit) };
+            if timeout_at(until, self.changed.notified()).await.is_err() {
+                self.writing.store(false, Ordering::Relaxed);
+                return;
+            }
+            if Instant::now() >= limit {
+                return;
+            }
+        }
+    }
+}
+
+/// A file as the file system describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Mark {
+    file: PathBuf,
+    inode: u64,
+    length: u64,
+    modified: (i64, i64),
+}
+
+/// Nothing for a path that is not there.
+fn fingerprint(path: &Path) -> Vec<Mark> {
+    let files = manifests::files(path).unwrap_or_default().into_iter();
+    files.filter_map(|file| Some(mark(&fs::metadata(&file).ok()?, file))).collect()
+}
+
+fn mark(data: &fs::Metadata, file: PathBuf) -> Mark {
+    Mark { file, inode: data.ino(), length: data.len(), modified: (data.mtime(), data.mtime_nsec()) }
+}
+
+/// `command > file` empties the file long before it fills it; that is not meant as "no services".
+fn empty_file(marks: &[Mark]) -> Option<Error> {
+    let empty = marks.iter().find(|mark| mark.length == 0)?;
+    Some(Error::Empty { file: empty.file.display().to_string() })
+}
+
+/// The folders in which something may happen to `path`: itself, the one it is in, and where links lead.
+fn folders(path: &Path) -> BTreeSet<PathBuf> {
+    let target = path.canonicalize().ok();
+    let places = [Some(path), target.as_deref()];
+    let parent = |place: &Path| match place.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_owned(),
+        None => place.to_owned(),
+    };
+    let both = places.iter().flatten().flat_map(|place| [place.to_path_buf(), parent(place)]);
+    both.filter_map(|folder| folder.canonicalize().ok()).filter(|folder| folder.is_dir()).collect()
+}

@@ -1,0 +1,270 @@
+//! Rules on their way to the kernel and back, in network namespaces, with iptables 1.8.9 as the judge:
+//! what we program it must print as `ruleset::text` does, what it programs we must read as the same.
+
+mod netns;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use netns::{in_namespace, run};
+use sluice::net::{Family, Protocol};
+use sluice::netlink::nfacct::{Count, Counters};
+use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen, encoded_len};
+use sluice::ruleset::text::RuleText;
+use sluice::ruleset::{
+    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith, Rule,
+    Table, Target, Transaction,
+};
+
+const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
+
+fn make_counters() {
+    let mut counters = Counters::open().unwrap();
+    for name in COUNTERS {
+        counters.ensure(name).unwrap();
+    }
+}
+
+fn save(family: Family) -> String {
+    run(if family == Family::Ipv4 { "iptables-save" } else { "ip6tables-save" }, &[], "")
+}
+
+fn restore(family: Family, dump: &str) {
+    run(if family == Family::Ipv4 { "iptables-restore" } else { "ip6tables-restore" }, &[], dump);
+}
+
+/// The rules of a dump by table and chain, without `-A CHAIN`.
+fn rules_of(dump: &str) -> BTreeMap<(String, String), Vec<String>> {
+    let mut rules: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    let mut table = "";
+    for line in dump.lines() {
+        if let Some(name) = line.strip_prefix('*') {
+            table = name;
+        } else if let Some(rule) = line.strip_prefix("-A ") {
+            let (chain, rule) = rule.split_once(' ').unwrap_or((rule, ""));
+            rules.entry((table.to_owned(), chain.to_owned())).or_default().push(rule.to_owned());
+        }
+    }
+    rules
+}
+
+struct Contents {
+    tables: BTreeSet<Table>,
+    chains: BTreeSet<(Table, String)>,
+    rules: Vec<(Table, String, Handle, Option<Rule>)>,
+}
+
+fn read(kernel: &mut NftKernel, family: Family) -> Contents {
+    let mut contents = Contents { tables: BTreeSet::new(), chains: BTreeSet::new(), rules: Vec::new() };
+    let visit = &mut |seen| match seen {
+        Seen::Table(table) => drop(contents.tables.insert(table)),
+        Seen::Chain { table, chain } => drop(contents.chains.insert((table, chain.to_string()))),
+        Seen::Rule { table, chain, handle, rule } => contents.rules.push((table, chain.to_string(), handle, rule)),
+    };
+    kernel.read(family, visit).unwrap();
+    contents
+}
+
+fn net(text: &str) -> Negatable<ipnet::IpNet> {
+    Negatable::is(text.parse().unwrap())
+}
+
+fn not<T>(value: Negatable<T>) -> Negatable<T> {
+    Negatable::is_not(value.value)
+}
+
+fn comment(text: &str) -> Match {
+    Match::Comment(Comment::new(text))
+}
+
+fn interface(name: &str) -> InterfaceMatch {
+    InterfaceMatch(name.into())
+}
+
+fn with(matches: Vec<Match>) -> Rule {
+    Rule { matches, ..Rule::default() }
+}
+
+fn to(target: Target) -> Rule {
+    Rule { target: Some(target), ..Rule::default() }
+}
+
+/// Every match there is, in the forms that are encoded differently.
+fn matches(family: Family) -> Vec<Rule> {
+    let list = ChainName::from("KUBE-SEP-XYZ");
+    let recent = |action| with(vec![Match::Recent { family, list: list.clone(), action }]);
+    let states = CtStates::RELATED.or(CtStates::ESTABLISHED);
+    let all_states = [CtStates::INVALID, CtStates::NEW, CtStates::SNAT, CtStates::DNAT, CtStates::UNTRACKED];
+    let every_state = all_states.into_iter().fold(states, CtStates::or);
+    vec![
+        Rule::default(),
+        with(vec![comment("plain-word_1")]),
+        with(vec![comment("ns/svc:p80 -> 10.0.0.1:80 \"quoted\" it's \\ ünïcode 🦀")]),
+        with(vec![comment(&"x".repeat(255))]),
+        with(vec![Match::AddrType(AddrType::SourceLocal)]),
+        with(vec![Match::AddrType(AddrType::DestinationLocal)]),
+        with(vec![Match::Conntrack(Negatable::is(states))]),
+        with(vec![Match::Conntrack(Negatable::is_not(states.or(CtStates::DNAT)))]),
+        with(vec![Match::Conntrack(Negatable::is(every_state))]),
+        with(vec![Match::Mark(Negatable::is((0x4000, 0x4000)))]),
+        with(vec![Match::Mark(Negatable::is_not((0x8000_0000, 0x8000_0000)))]),
+        with(vec![Match::NfAcct(COUNTERS[0].into())]),
+        recent(RecentAction::Set),
+        recent(RecentAction::Check { seconds: 10_800 }),
+        with(vec![Match::Statistic { probability: 715_827_883 }]),
+        with(vec![Match::Statistic { probability: 1 << 31 }]),
+        // Order of extensions is kept, also around those that are native expressions.
+        with(vec![Match::Mark(Negatable::is((1, 1))), comment("a b"), Match::Mark(Negatable::is((2, 2)))]),
+    ]
+}
+
+fn header_matches(family: Family) -> Vec<Rule> {
+    let prefixes: &[&str] = match family {
+        Family::Ipv4 => {
+            &["10.0.0.0/8", "10.16.0.0/12", "10.1.0.0/16", "10.1.2.0/24", "10.1.2.128/25", "1.2.3.4/32", "128.0.0.0/1"]
+        }
+        Family::Ipv6 => &["fd00::/8", "fd00:10::/56", "fd00:10::/57", "fd00::/64", "fd00::1/128", "8000::/1", "fd00::4/127"],
+    };
+    let mut rules = Vec::new();
+    for (prefix, other) in prefixes.iter().zip(prefixes.iter().rev()) {
+        rules.push(Rule { source: Some(net(prefix)), destination: Some(net(other)), ..Rule::default() });
+        rules.push(Rule { source: Some(not(net(prefix))), destination: Some(not(net(other))), ..Rule::default() });
+    }
+    for name in ["cni0", "veth+", "fifteen-letters"] {
+        rules.push(Rule { in_interface: Some(Negatable::is(interface(name))), ..Rule::default() });
+        rules.push(Rule { in_interface: Some(Negatable::is_not(interface(name))), ..Rule::default() });
+    }
+    for protocol in Protocol::ALL {
+        rules.push(Rule { protocol: Some(protocol), ..Rule::default() });
+        for destination in [None, Some(80), Some(u16::MAX)] {
+            let matches = vec![comment("ns/svc:p80 cluster IP"), Match::Port { protocol, destination }];
+            rules.push(Rule {
+                destination: Some(net(prefixes[5])),
+                in_interface: Some(Negatable::is_not(interface("cni0"))),
+                protocol: Some(protocol),
+                matches,
+                source: Some(not(net(prefixes[0]))),
+                target: None,
+            });
+        }
+    }
+    rules
+}
+
+/// Every target of the nat table (no hook reaches the chain, so all may stand there).
+fn nat_targets(family: Family) -> Vec<Rule> {
+    let address = if family == Family::Ipv4 { "10.0.0.1:65535" } else { "[fd00::1]:65535" };
+    let dnat = |protocol| Rule {
+        protocol: Some(protocol),
+        matches: vec![comment("to an endpoint"), Match::Port { protocol, destination: None }],
+        target: Some(Target::Dnat(address.parse().unwrap())),
+        ..Rule::default()
+    };
+    let mark = |value, mask| to(Target::Mark { value, mask });
+    vec![
+        to(Target::Accept),
+        to(Target::Return),
+        to(Target::Jump("KUBE-OTHER".into())),
+        mark(0x4000, 0x4000),
+        mark(0x4000, 0),
+        mark(1, u32::MAX),
+        to(Target::Masquerade { random_fully: true }),
+        to(Target::Masquerade { random_fully: false }),
+        dnat(Protocol::Tcp),
+        dnat(Protocol::Udp),
+        dnat(Protocol::Sctp),
+    ]
+}
+
+fn filter_targets(family: Family) -> Vec<Rule> {
+    let with = match family {
+        Family::Ipv4 => RejectWith::IcmpPortUnreachable,
+        Family::Ipv6 => RejectWith::Icmp6PortUnreachable,
+    };
+    vec![to(Target::Reject(with)), to(Target::Drop), to(Target::Accept)]
+}
+
+fn chains_with(family: Family, contents: &[(Table, Vec<Rule>)]) -> Transaction {
+    let mut transaction = Transaction::new(family);
+    for (table, rules) in contents {
+        let (table, chain) = (*table, ChainName::from("KUBE-TEST"));
+        transaction.ops.push(Op::AddTable(table));
+        transaction.ops.push(Op::AddChain { table, chain: "KUBE-OTHER".into() });
+        transaction.ops.push(Op::AddChain { table, chain: chain.clone() });
+        for rule in rules {
+            transaction.ops.push(Op::AddRule { table, chain: chain.clone(), place: Place::Tail, rule: rule.clone() });
+        }
+    }
+    transaction
+}
+
+fn check_round_trip(family: Family) {
+    make_counters();
+    let mut kernel = NftKernel::open().unwrap();
+    let nat: Vec<Rule> = [matches(family), header_matches(family), nat_targets(family)].concat();
+    let contents = [(Table::Nat, nat), (Table::Filter, filter_targets(family)), (Table::Mangle, matches(family))];
+    let committed = kernel.commit(&chains_with(family, &contents)).unwrap();
+
+    let saved = rules_of(&save(family));
+    let read = read(&mut kernel, family);
+    for (table, rules) in &contents {
+        let key = (table.to_string(), "KUBE-TEST".to_owned());
+        let texts: Vec<String> = rules.iter().map(|rule| RuleText(rule).to_string()).collect();
+        assert_eq!(saved[&key], texts, "{family} {table}");
+        let back: Vec<_> = read.rules.iter().filter(|(t, ..)| t == table).map(|(_, _, _, rule)| rule.clone()).collect();
+        let expected: Vec<_> = rules.iter().cloned().map(Some).collect();
+        assert_eq!(back, expected, "{family} {table}");
+    }
+    let handles: BTreeSet<_> = read.rules.iter().map(|(table, _, handle, _)| (*table, *handle)).collect();
+    let tables = contents.iter().flat_map(|(table, rules)| rules.iter().map(|_| *table));
+    assert_eq!(handles, tables.zip(committed.handles).collect(), "the computed handles are the real ones");
+}
+
+#[test]
+fn every_kind_of_rule_is_printed_and_read_back_ipv4() {
+    in_namespace(|| check_round_trip(Family::Ipv4));
+}
+
+#[test]
+fn every_kind_of_rule_is_printed_and_read_back_ipv6() {
+    in_namespace(|| check_round_trip(Family::Ipv6));
+}
+
+/// The iptables dumps of the golden scenarios, of a family.
+fn golden(family: Family) -> Vec<(String, String)> {
+    let name = if family == Family::Ipv4 { "iptables-v4.save" } else { "iptables-v6.save" };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut scenarios: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
+    scenarios.sort();
+    let dump = |path: &Path| fs::read_to_string(path.join(name)).ok().map(|dump| (path.display().to_string(), dump));
+    scenarios.iter().filter_map(|path| dump(path)).collect()
+}
+
+/// Loads each golden dump with iptables and reads it; and programs what was read into a namespace of
+/// our own making, where iptables must print the golden dump again.
+fn check_golden(family: Family) {
+    let dumps = golden(family);
+    assert!(dumps.len() >= 30, "{} golden dumps", dumps.len());
+    make_counters();
+    let mut kernel = NftKernel::open().unwrap();
+    for (name, dump) in dumps {
+        restore(family, &dump);
+        let mut texts: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (table, chain, _, rule) in read(&mut kernel, family).rules {
+            let rule = rule.unwrap_or_else(|| panic!("{name}: a rule in {table} {chain} was not understood"));
+            texts.entry((table.to_string(), chain)).or_default().push(RuleText(&rule).to_string());
+        }
+        assert_eq!(texts, rules_of(&dump), "{name}");
+    }
+}
+
+#[test]
+fn what_iptables_programs_is_read_ipv4() {
+    in_namespace(|| check_golden(Family::Ipv4));
+}
+
+#[test]
+fn what_iptables_programs_is_read_ipv6() {
+    in_namespace(|| check_golden(Family::Ipv6));
+}
