@@ -16,6 +16,14 @@ namespace() { echo "sluice-demo-$$-$1"; }
 
 inside() { ip netns exec "$(namespace "$1")" "${@:2}"; }
 
+# Starts a program in a namespace; $! is the program's own id, as nothing is left between it and this script.
+begin() {
+    exec 3>&1
+    { exec ip netns exec "$(namespace "$1")" "${@:2}"; } 3>&- &
+    exec 3>&-
+    children+=($!)
+}
+
 links() { ip -n "$(namespace "$1")" -batch -; }
 
 # One line of output for a thing that was looked at: check WHAT COMMAND...
