@@ -7,7 +7,7 @@ mod flags;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -158,9 +158,4 @@ fn write_out(text: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error).context("write to standard output"),
         _ => Ok(()),
     }
-}
-
-/// Is standard error read by a person?
-pub(crate) fn on_terminal() -> bool {
-    std::io::stderr().is_terminal()
 }

@@ -1,5 +1,7 @@
 //! Where log lines go: stderr, as text for people or JSON for machines.
 
+use std::io::IsTerminal as _;
+
 use anyhow::anyhow;
 use tracing::level_filters::LevelFilter;
 
@@ -14,7 +16,7 @@ pub fn init(verbosity: u8, format: &str) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_target(false);
     let done = match format {
         "json" => builder.json().flatten_event(true).try_init(),
-        _ => builder.with_ansi(crate::cli::on_terminal()).try_init(),
+        _ => builder.with_ansi(std::io::stderr().is_terminal()).try_init(),
     };
     done.map_err(|cause| anyhow!("set up logging: {cause}"))
 }
