@@ -3,6 +3,8 @@
 //!
 //! How single rules look on the wire is in wire.rs; whether the fake agrees is in parity.rs.
 
+#![allow(clippy::unwrap_used, reason = "where a test cannot go on it has failed")]
+
 mod netns;
 
 use std::process::Command;
@@ -68,9 +70,8 @@ fn tables_are_as_iptables_makes_them() {
     in_namespace(move || {
         let mut dump = String::new();
         for table in Table::ALL {
-            dump += &format!("*{table}\n");
-            table.builtin_chains().iter().for_each(|chain| dump += &format!(":{chain} ACCEPT [0:0]\n"));
-            dump += "COMMIT\n";
+            let chains = table.builtin_chains().iter().map(|chain| format!(":{chain} ACCEPT [0:0]\n"));
+            dump.extend([format!("*{table}\n"), chains.collect(), "COMMIT\n".to_owned()]);
         }
         shell(&format!("for restore in iptables-restore ip6tables-restore; do $restore <<'END'\n{dump}END\ndone"));
         theirs_too.send(shell(list)).unwrap();
@@ -203,7 +204,7 @@ fn foreign_rules_are_seen_and_not_understood() {
             "-f -j ACCEPT",
         ];
         let mut dump = String::from("*filter\n:A - [0:0]\n:B - [0:0]\n");
-        foreign.iter().for_each(|rule| dump += &format!("-A B {rule}\n"));
+        dump.extend(foreign.iter().map(|rule| format!("-A B {rule}\n")));
         dump += "COMMIT\n*nat\n:B - [0:0]\n-A B -p tcp -j DNAT --to-destination 10.0.0.1-10.0.0.2:80\n";
         dump += "-A B -p tcp -j DNAT --to-destination 10.0.0.1:80 --random\n-A B -j MASQUERADE --random\nCOMMIT\n";
         shell(&format!("iptables-restore <<'END'\n{dump}END"));

@@ -1,6 +1,8 @@
 //! The fake kernel against the real one: random transactions, good and bad, must have the same result in
 //! both (handles, or the refused operations and their errors) and leave the same rules.
 
+#![allow(clippy::unwrap_used, reason = "where a test cannot go on it has failed")]
+
 mod netns;
 
 use std::collections::BTreeMap;

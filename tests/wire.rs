@@ -1,6 +1,8 @@
 //! Rules on their way to the kernel and back, in network namespaces, with iptables 1.8.9 as the judge:
 //! what we program it must print as `ruleset::text` does, what it programs we must read as the same.
 
+#![allow(clippy::unwrap_used, reason = "where a test cannot go on it has failed")]
+
 mod netns;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -135,7 +135,7 @@ impl fmt::Display for RefusedText<'_> {
         let Some((first, rest)) = self.0.split_first() else { return f.write_str("the kernel refused the transaction") };
         write!(f, "the kernel refused {first}")?;
         if !rest.is_empty() {
-            write!(f, " (and {} more operations)", rest.len())?;
+            write!(f, " (and {} more)", rest.len())?;
         }
         Ok(())
     }
@@ -157,7 +157,7 @@ mod tests {
     fn errors_name_operation_and_number() {
         let refusal = |op| Refusal { op, errno: Errno::EBUSY, text: "-t nat -X KUBE-SVC-X".into() };
         let error = Error::Refused(vec![refusal(3), refusal(4)]);
-        let words = "the kernel refused -t nat -X KUBE-SVC-X: EBUSY (Device or resource busy) (and 1 more operations)";
+        let words = "the kernel refused -t nat -X KUBE-SVC-X: EBUSY (Device or resource busy) (and 1 more)";
         assert_eq!(error.to_string(), words);
         assert_eq!(error.errno(), Some(Errno::EBUSY));
         assert!(!error.is_retryable());

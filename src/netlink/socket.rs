@@ -196,3 +196,23 @@ impl AsFd for Socket {
         self.fd.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_kernel_is_not_waited_for_longer_than_said() {
+        let mut socket = Socket::open(Peer::Route).unwrap();
+        let start = Instant::now();
+        assert_eq!(socket.receive(Duration::from_millis(30)).unwrap(), None);
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert_eq!(socket.receive(Duration::ZERO).unwrap(), None);
+    }
+
+    #[test]
+    fn each_socket_has_a_port_of_its_own() {
+        let (one, other) = (Socket::open(Peer::Route).unwrap(), Socket::open(Peer::Route).unwrap());
+        assert_ne!(one.port().unwrap(), other.port().unwrap());
+    }
+}

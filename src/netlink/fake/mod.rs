@@ -183,3 +183,63 @@ fn roll_back(before: &mut [FakeTable], failed: &[FakeTable]) {
         table.counter = failed.map_or(table.counter, |failed| failed.counter);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ruleset::{Place, Rule, Target};
+
+    fn sample() -> Transaction {
+        let (table, chain) = (Table::Nat, ChainName::from("KUBE-B"));
+        let rule = Rule { target: Some(Target::Jump("KUBE-A".into())), ..Rule::default() };
+        let mut transaction = Transaction::new(Family::Ipv4);
+        transaction.ops.extend([Table::Nat, Table::Mangle].map(Op::AddTable));
+        transaction.ops.push(Op::AddChain { table, chain: chain.clone() });
+        transaction.ops.push(Op::AddChain { table, chain: "KUBE-A".into() });
+        transaction.ops.push(Op::AddRule { table, chain: chain.clone(), place: Place::Tail, rule });
+        transaction.ops.push(Op::AddRule { table, chain, place: Place::Head, rule: Rule::default() });
+        transaction
+    }
+
+    #[test]
+    fn it_prints_itself_as_iptables_save_does() {
+        let mut fake = FakeKernel::new();
+        fake.commit(&sample()).unwrap();
+        fake.add_foreign_rule(Family::Ipv4, Table::Nat, &ChainName::from("INPUT")).unwrap();
+        let expected = "\
+*mangle
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+COMMIT
+*nat
+:PREROUTING ACCEPT [0:0]
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:POSTROUTING ACCEPT [0:0]
+:KUBE-A - [0:0]
+:KUBE-B - [0:0]
+-A INPUT (foreign)
+-A KUBE-B
+-A KUBE-B -j KUBE-A
+COMMIT
+";
+        assert_eq!(fake.save(Family::Ipv4), expected);
+        assert_eq!(fake.save(Family::Ipv6), "");
+        assert_eq!((fake.commits(), fake.ops()), (1, 6));
+    }
+
+    #[test]
+    fn it_fails_when_told_to_and_applies_nothing() {
+        let mut fake = FakeKernel::new();
+        fake.fail_next_commit(Error::RefusedWhole { errno: Errno::ERESTART, said: None });
+        assert!(fake.commit(&sample()).unwrap_err().is_retryable());
+        assert_eq!((fake.save(Family::Ipv4).as_str(), fake.commits()), ("", 0));
+        fake.commit(&sample()).unwrap();
+        fake.fail_next_read(Error::Interrupted);
+        assert!(matches!(fake.read(Family::Ipv4, &mut |_| {}), Err(Error::Interrupted)));
+        fake.read(Family::Ipv4, &mut |_| {}).unwrap();
+    }
+}

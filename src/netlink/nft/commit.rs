@@ -141,3 +141,58 @@ impl Answers {
         Err(Error::Refused(self.refusals.iter().map(refusal).collect()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::attr::Head;
+    use super::*;
+    use crate::net::Family;
+    use crate::ruleset::{Op, Table};
+
+    /// What the kernel answers to a message of a batch that begins with number 100.
+    fn answers_to(transaction: &Transaction, errors: &[(u32, i32)]) -> Answers {
+        let mut batch = Batch::begin(Family::Ipv4, 100, 2);
+        for (index, op) in transaction.ops.iter().enumerate() {
+            batch.push(Family::Ipv4, index, op, false);
+        }
+        let mut answers = Answers::default();
+        for (number, errno) in errors {
+            let head = Head { kind: NLMSG_ERROR, flags: 0, sequence: 100 + number };
+            answers.take(&batch, &Message { head, payload: &(-errno).to_ne_bytes() });
+        }
+        answers
+    }
+
+    fn sample() -> Transaction {
+        let chain = |name: &str| Op::AddChain { table: Table::Filter, chain: name.into() };
+        // Table and three chains are messages 1 to 4.
+        Transaction { family: Family::Ipv4, ops: vec![Op::AddTable(Table::Filter), chain("A"), chain("B")] }
+    }
+
+    #[test]
+    fn the_last_answer_completes_whatever_it_says() {
+        assert!(!answers_to(&sample(), &[(5, 17)]).complete);
+        let good = answers_to(&sample(), &[(6, 0)]);
+        assert!(good.complete && good.check(&sample()).is_ok());
+        assert!(answers_to(&sample(), &[(6, 17)]).complete);
+        assert!(answers_to(&sample(), &[(0, 85)]).complete);
+        assert!(!answers_to(&sample(), &[(99, 1)]).complete, "an answer to somebody else's question");
+    }
+
+    #[test]
+    fn errors_belong_to_their_operation() {
+        let answers = answers_to(&sample(), &[(2, 17), (3, 17), (5, 2), (6, 0)]);
+        let Err(Error::Refused(refusals)) = answers.check(&sample()) else { panic!("{answers:?}") };
+        let found: Vec<_> = refusals.iter().map(|r| (r.op, r.errno, r.text.as_str())).collect();
+        assert_eq!(found, [(0, Errno::EEXIST, "add table filter"), (1, Errno::ENOENT, "-t filter -N A")]);
+    }
+
+    #[test]
+    fn a_stale_generation_is_told_apart() {
+        let error = answers_to(&sample(), &[(0, 85), (6, 0)]).check(&sample()).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::ERESTART));
+        assert!(error.is_retryable());
+        let error = answers_to(&sample(), &[(0, 1)]).check(&sample()).unwrap_err();
+        assert!(matches!(error, Error::NoPrivilege { .. }));
+    }
+}

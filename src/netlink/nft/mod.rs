@@ -98,7 +98,7 @@ impl NftKernel {
         writer
     }
 
-    /// Asks for everything of a kind; an object that is missing or a family unknown is just empty.
+    /// Asks for everything of a kind; of an object that is missing there is nothing.
     fn dump(&mut self, step: Step, request: &Writer, visit: &mut dyn FnMut(&Message<'_>)) -> Result<(), Error> {
         self.socket.send(request.as_bytes())?;
         let mut interrupted = false;
