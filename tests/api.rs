@@ -270,7 +270,7 @@ async fn the_first_change_after_an_outage_comes_within_two_seconds() {
     source.while_not("all watches", || server.watches("nodes") == 2 && server.watches("endpointslices") == 2).await;
     assert_eq!(source.view.swaps, [1, 1, 1]);
     assert_eq!(logs.count("the node keeps its rules"), 1, "{}", logs.text());
-    assert_eq!(logs.count("answers again after 3."), 1, "{}", logs.text());
+    assert_eq!(logs.count("answers again after "), 1, "{}", logs.text());
 }
 
 #[tokio::test]
