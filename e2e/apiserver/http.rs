@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -18,8 +18,8 @@ use tokio::net::TcpStream;
 
 use super::selector::Selector;
 use super::store::{Gone, Page, Resource};
-use super::stream::{Wanted, Watch};
-use super::{Request, Shared, State, WatchList};
+use super::stream::{Wanted, Watch, flushed_before};
+use super::{Break, Request, Shared, State, WatchList};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -187,7 +187,7 @@ fn wanted(request: &Request, resource: &'static Resource, selector: Selector, mo
 }
 
 /// A list is sent in pieces, so that it can break off in the middle.
-fn list(page: Page, resource: &Resource, break_after: Option<usize>) -> Response<Body> {
+fn list(page: Page, resource: &Resource, broken: Option<(usize, Break)>) -> Response<Body> {
     let Page { revision, items, continue_token } = page;
     let metadata = json!({"resourceVersion": revision.to_string(), "continue": continue_token});
     let mut pieces = vec![Ok(format!(
@@ -195,7 +195,8 @@ fn list(page: Page, resource: &Resource, break_after: Option<usize>) -> Response
         resource.kind, resource.api_version
     ))];
     let whole = items.len();
-    let sent = break_after.unwrap_or(whole).min(whole);
+    let broken = broken.filter(|&(count, _)| count < whole);
+    let sent = broken.map_or(whole, |(count, _)| count);
     for (number, item) in items.iter().take(sent).enumerate() {
         let mut item = Value::clone(item);
         if let Some(fields) = item.as_object_mut() {
@@ -205,9 +206,16 @@ fn list(page: Page, resource: &Resource, break_after: Option<usize>) -> Response
         }
         pieces.push(Ok(if number == 0 { item.to_string() } else { format!(",{item}") }));
     }
-    pieces.push(if sent < whole { Err(io::Error::other("broken off on demand")) } else { Ok("]}".into()) });
-    let frames = pieces.into_iter().map(|piece| piece.map(|text| Frame::data(Bytes::from(text))));
-    response(StatusCode::OK, StreamBody::new(stream::iter(frames)).boxed_unsync())
+    match broken {
+        Some((_, Break::Cut)) => pieces.push(Err(io::Error::other("broken off on demand"))),
+        Some((_, Break::End)) => {}
+        None => pieces.push(Ok("]}".into())),
+    }
+    let frames = stream::iter(pieces).then(async |piece: io::Result<String>| {
+        flushed_before(&piece).await;
+        piece.map(|text| Frame::data(Bytes::from(text)))
+    });
+    response(StatusCode::OK, StreamBody::new(frames).boxed_unsync())
 }
 
 fn refuse(refusal: Refusal) -> Response<Body> {

@@ -36,6 +36,15 @@ pub enum WatchList {
     Ignored,
 }
 
+/// How a list ends before it is whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Break {
+    /// The connection is cut.
+    Cut,
+    /// The answer ends in order, as if that were all.
+    End,
+}
+
 /// Refusals to come.
 #[derive(Clone, Copy, Debug)]
 struct Failing {
@@ -77,7 +86,7 @@ struct State {
     refusing: bool,
     failing: Option<Failing>,
     /// A list or initial list breaks off after so many items.
-    break_list_after: Option<usize>,
+    break_list_after: Option<(usize, Break)>,
     /// The token a request must bear.
     token: Option<String>,
     requests: Vec<Request>,
@@ -223,7 +232,7 @@ impl ApiServer {
     }
 
     /// Lists break off after so many items.
-    pub fn break_lists_after(&self, items: Option<usize>) {
+    pub fn break_lists_after(&self, items: Option<(usize, Break)>) {
         self.shared.change(|state| state.break_list_after = items);
     }
 

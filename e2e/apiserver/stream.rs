@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::selector::Selector;
 use super::store::{Entry, Resource};
-use super::{Shared, State};
+use super::{Break, Shared, State};
 
 /// What was asked for.
 pub struct Wanted {
@@ -24,6 +24,13 @@ pub struct Wanted {
     pub mark_initial_end: bool,
     pub bookmarks: bool,
     pub timeout: Duration,
+}
+
+/// An error makes hyper cut the connection at once; what was sent before is to arrive.
+pub async fn flushed_before<T>(piece: &io::Result<T>) {
+    if piece.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// A watch in progress.
@@ -57,6 +64,7 @@ impl Watch {
             let (stalled, interval) = self.look();
             if !stalled {
                 if let Some(piece) = self.queue.pop_front() {
+                    flushed_before(&piece).await;
                     return Some((piece.map(Frame::data), self));
                 }
                 if self.over {
@@ -77,14 +85,16 @@ impl Watch {
         let shared = Arc::clone(&self.shared);
         let state = shared.state();
         let mut objects = state.store.all(self.wanted.resource.name, &self.wanted.selector);
-        let broken = state.break_list_after.filter(|&n| n < objects.len());
-        objects.truncate(broken.unwrap_or(usize::MAX));
+        let broken = state.break_list_after.filter(|&(count, _)| count < objects.len());
+        objects.truncate(broken.map_or(usize::MAX, |(count, _)| count));
         self.position = state.store.revision;
         for object in objects {
             self.push("ADDED", &object);
         }
-        if broken.is_some() {
-            self.queue.push_back(Err(io::Error::other("broken off on demand")));
+        if let Some((_, how)) = broken {
+            if how == Break::Cut {
+                self.queue.push_back(Err(io::Error::other("broken off on demand")));
+            }
             self.over = true;
         } else if self.wanted.mark_initial_end {
             let mark = self.mark(&json!({"k8s.io/initial-events-end": "true"}));

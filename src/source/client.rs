@@ -116,6 +116,8 @@ impl Server {
         let limit = self.options.timing.answer;
         let answer = match tokio::time::timeout(limit, client.send(request.map(Body::from))).await {
             Ok(Ok(answer)) => answer,
+            // kube's own word for it, "ServiceError", says nothing to anybody.
+            Ok(Err(::kube::Error::Service(error))) => return Err(Failure::Connection(describe(&*error))),
             Ok(Err(error)) => return Err(Failure::Connection(describe(&error))),
             Err(_) => return Err(Failure::Connection(format!("no answer within {} s", limit.as_secs_f32()))),
         };

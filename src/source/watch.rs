@@ -137,7 +137,7 @@ impl<W: Watched> Reflector<W> {
                     self.paged = false;
                 }
             })?;
-            self.answered();
+            self.works();
             for item in page.items {
                 batch.add(item);
             }
@@ -168,8 +168,9 @@ impl<W: Watched> Reflector<W> {
             Err(failure @ Failure::Refused { status: 400 | 422, .. }) => return Err(self.list_by_pages(&failure.to_string())),
             opened => opened?,
         };
-        self.answered();
+        self.server.reachable();
         lines.chunks.set_patience(self.server.timing().initial_silence);
+        let begun = Instant::now();
         let mut batch = Batch::default();
         loop {
             let text = match lines.next().await {
@@ -188,7 +189,11 @@ impl<W: Watched> Reflector<W> {
                     lines.chunks.set_patience(self.server.timing().silence);
                     return Ok(lines);
                 }
-                Change::Bookmark(false) => return Err(self.list_by_pages("a bookmark came before the end of the list")),
+                // Each minute or so also while others keep the watch busy.
+                Change::Bookmark(false) if begun.elapsed() > 2 * self.server.timing().initial_silence => {
+                    return Err(self.list_by_pages("a bookmark came, but not at the end of the list"));
+                }
+                Change::Bookmark(false) => {}
             }
         }
     }
@@ -226,7 +231,7 @@ impl<W: Watched> Reflector<W> {
 
     /// Sends on what a watch says, until it ends.
     async fn follow(&mut self, lines: &mut Lines) -> Result<(), End> {
-        self.answered();
+        self.server.reachable();
         let begun = Instant::now();
         let ended = loop {
             match lines.next().await {
@@ -235,9 +240,11 @@ impl<W: Watched> Reflector<W> {
                 Err(failure) => break Err(failure),
             }
             self.backoff.reset();
+            self.works();
         };
         if begun.elapsed() > WORKING {
             self.backoff.reset();
+            self.works();
         }
         // A connection that breaks is no outage yet: the next try tells.
         debug!("{}: watch ended: {}", W::RESOURCE, ended.err().map_or("in order".into(), |failure| failure.to_string()));
@@ -265,6 +272,7 @@ impl<W: Watched> Reflector<W> {
 
     async fn deliver(&mut self, mut batch: Batch<W>, resource_version: &str) -> Result<(), End> {
         batch.tell(&mut self.complaints);
+        self.works();
         super::send(&self.sender, batch.into_event()).await?;
         self.position = some(resource_version);
         Ok(())
@@ -287,8 +295,8 @@ impl<W: Watched> Reflector<W> {
         }
     }
 
-    /// An answer that was no refusal.
-    fn answered(&mut self) {
+    /// Not only an answer, but one with something in it.
+    fn works(&mut self) {
         self.server.reachable();
         if let Some(duration) = self.refused.ends() {
             info!("list and watch {}: works again after {:.1} s", W::RESOURCE, duration.as_secs_f32());
