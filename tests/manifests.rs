@@ -1,5 +1,7 @@
 //! Files as a source: what is read from them, what is said about broken ones, and how changes arrive.
 
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failed test")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -3,6 +3,8 @@
 //!
 //! Conditions are waited for with a deadline; nothing sleeps for a guess.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod serve {
     pub mod client;
 }
@@ -11,7 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use serve::client::{Answer, captured, connect, eventually, get, is_hung_up, read_answer, receive, request, send};
+use serve::client::{
+    Answer, captured, connect, eventually, get, in_time, is_hung_up, read_answer, receive, request, send, try_get,
+};
 use sluice::model::{Node, ObjectKey};
 use sluice::net::Family;
 use sluice::serve::health::Now;
@@ -38,7 +42,7 @@ async fn start(handler: Handler, limits: Limits) -> Running {
     let mut bound = server.bound();
     let (shutdown, fired) = watch::channel(false);
     let task = tokio::spawn(server.run(fired));
-    let address = bound.wait_for(Option::is_some).await.unwrap().unwrap();
+    let address = in_time(bound.wait_for(Option::is_some)).await.unwrap().unwrap();
     Running { address, shutdown, task }
 }
 
@@ -176,10 +180,10 @@ async fn a_client_that_drips_headers_is_cut_off() {
     send(&mut slow, "GET /livez HTTP/1.1\r\n").await.unwrap();
     let dripped = async {
         while send(&mut slow, "X: y\r\n").await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(20)).await
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), dripped).await.expect("cut off");
+    in_time(dripped).await;
 }
 
 #[tokio::test]
@@ -199,7 +203,8 @@ async fn a_quiet_connection_is_kept_for_the_next_probe_and_then_closed() {
 
 #[tokio::test]
 async fn a_crowd_of_idle_clients_keeps_no_probe_out() {
-    let server = start_health(healthy(), Limits::default()).await;
+    let limits = Limits { first_request: Duration::from_mins(5), ..Limits::default() };
+    let server = start_health(healthy(), limits).await;
     let mut crowd = Vec::new();
     for _ in 0..400 {
         crowd.push(connect(server.address).await);
@@ -243,11 +248,11 @@ async fn a_taken_port_is_tried_until_it_is_free() {
     let early = tokio::time::timeout(limits.bind_retry * 4, bound.wait_for(Option::is_some)).await.is_ok();
     assert!(!early && !task.is_finished(), "the port is another's");
     drop(holder);
-    let found = tokio::time::timeout(Duration::from_secs(10), bound.wait_for(Option::is_some)).await.unwrap();
+    let found = in_time(bound.wait_for(Option::is_some)).await;
     assert_eq!(*found.unwrap(), Some(address));
     assert_eq!(get(address, "/livez").await.status, "HTTP/1.1 200 OK");
     shutdown.send(true).unwrap();
-    task.await.unwrap().unwrap();
+    in_time(task).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -256,7 +261,7 @@ async fn a_taken_port_is_an_error_with_hard_fail() {
     let address = holder.local_addr().unwrap();
     let server = Server::new("health", Some(address), health_routes(healthy(), metrics())).hard_fail(true);
     let (_shutdown, fired) = watch::channel(false);
-    let error = server.run(fired).await.unwrap_err();
+    let error = in_time(server.run(fired)).await.unwrap_err();
     assert_eq!(error.to_string(), format!("health server: listen on {address}"));
 }
 
@@ -267,7 +272,7 @@ async fn a_server_ends_with_the_signal_and_closes_everything() {
     send(&mut stream, "GET /livez HTTP/1.1\r\nHost: n\r\n\r\n").await.unwrap();
     read_answer(&mut stream).await;
     server.shutdown.send(true).unwrap();
-    server.task.await.unwrap().unwrap();
+    in_time(server.task).await.unwrap().unwrap();
     assert!(is_hung_up(&mut stream).await);
     assert!(tokio::net::TcpStream::connect(server.address).await.is_err());
 }
@@ -279,7 +284,7 @@ async fn a_server_switched_off_waits_for_the_end() {
     tokio::task::yield_now().await;
     assert!(!task.is_finished());
     drop(shutdown);
-    task.await.unwrap().unwrap();
+    in_time(task).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -288,7 +293,7 @@ async fn the_unspecified_address_means_both_families() {
     let mut bound = server.bound();
     let (_shutdown, fired) = watch::channel(false);
     tokio::spawn(server.run(fired));
-    let port = bound.wait_for(Option::is_some).await.unwrap().unwrap().port();
+    let port = in_time(bound.wait_for(Option::is_some)).await.unwrap().unwrap().port();
     assert_eq!(get((Ipv4Addr::LOCALHOST, port).into(), "/livez").await.status, "HTTP/1.1 200 OK");
     if tokio::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).await.is_ok() {
         assert_eq!(get((Ipv6Addr::LOCALHOST, port).into(), "/livez").await.status, "HTTP/1.1 200 OK");
@@ -320,10 +325,7 @@ fn start_ports(health: Health) -> (ServiceHealth, watch::Sender<bool>, JoinHandl
 async fn answer_of(address: SocketAddr, name: &str, endpoints: usize) -> Answer {
     let mut found = None;
     eventually(&format!("{name} with {endpoints} endpoints on {address}"), async || {
-        if is_closed(address).await {
-            return false;
-        }
-        let answer = get(address, "/any/path").await;
+        let Some(answer) = try_get(address, "/any/path").await else { return false };
         let ours = answer.body.contains(&format!("\"name\": \"{name}\""))
             && answer.body.contains(&format!("\"localEndpoints\": {endpoints},"));
         found = Some(answer);
@@ -378,7 +380,7 @@ async fn health_check_ports_follow_what_is_wanted() {
     eventually("port closed", async || is_closed(at(a)).await).await;
     assert!(ports.failures().borrow().is_empty());
     shutdown.send(true).unwrap();
-    task.await.unwrap();
+    in_time(task).await.unwrap();
     assert!(is_closed(at(b)).await);
 }
 
@@ -389,7 +391,7 @@ async fn health_check_ports_close_when_nobody_is_left_to_sync() {
     ports.sync(vec![wanted("svc1", port, 1)]);
     answer_of(at(port), "svc1", 1).await;
     drop(ports);
-    task.await.unwrap();
+    in_time(task).await.unwrap();
     assert!(is_closed(at(port)).await);
 }
 
@@ -403,12 +405,12 @@ async fn of_two_services_with_one_port_the_second_is_reported_until_the_first_is
     // First in the list, but the port is taken.
     ports.sync(vec![wanted("svc1", port, 1), wanted("svc2", port, 2)]);
     answer_of(at(port), "svc2", 2).await;
-    let reported = failures.wait_for(|all| !all.is_empty()).await.unwrap().clone();
+    let reported = in_time(failures.wait_for(|all| !all.is_empty())).await.unwrap().clone();
     assert_eq!((reported.len(), &*reported[0].service.name, reported[0].port), (1, "svc1", port));
     assert_eq!(reported[0].cause, "the port is that of Service ns1/svc2");
     ports.sync(vec![wanted("svc1", port, 1)]);
     answer_of(at(port), "svc1", 1).await;
-    failures.wait_for(Vec::is_empty).await.unwrap();
+    in_time(failures.wait_for(Vec::is_empty)).await.unwrap();
 }
 
 #[tokio::test]
@@ -419,11 +421,11 @@ async fn a_taken_health_check_port_is_tried_again_and_hurts_no_other() {
     let (taken, free) = (holder.local_addr().unwrap().port(), free_port().await);
     ports.sync(vec![wanted("svc1", taken, 1), wanted("svc2", free, 1)]);
     answer_of(at(free), "svc2", 1).await;
-    let reported = failures.wait_for(|all| !all.is_empty()).await.unwrap().clone();
+    let reported = in_time(failures.wait_for(|all| !all.is_empty())).await.unwrap().clone();
     assert_eq!((reported.len(), &*reported[0].service.name, reported[0].port), (1, "svc1", taken));
     drop(holder);
     answer_of(at(taken), "svc1", 1).await;
-    failures.wait_for(Vec::is_empty).await.unwrap();
+    in_time(failures.wait_for(Vec::is_empty)).await.unwrap();
 }
 
 #[tokio::test]

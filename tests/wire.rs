@@ -5,12 +5,14 @@ mod netns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
-use netns::{in_namespace, run};
+use netns::in_namespace;
 use sluice::net::{Family, Protocol};
-use sluice::netlink::nfacct::{Count, Counters};
-use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen, encoded_len};
+use sluice::netlink::nfacct::Counters;
+use sluice::netlink::{Kernel, NftKernel, Seen};
 use sluice::ruleset::text::RuleText;
 use sluice::ruleset::{
     AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith, Rule,
@@ -18,6 +20,22 @@ use sluice::ruleset::{
 };
 
 const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
+
+/// Runs a program with `input` and returns what it prints; it must succeed.
+fn run(program: &str, arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap_or_else(|error| panic!("{program}: {error}"));
+    let mut stdin = child.stdin.take().expect("it is piped");
+    let input = input.to_owned();
+    let writer = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().unwrap();
+    let written = writer.join().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments:?}: {}\n{errors}", output.status);
+    written.unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
 
 fn make_counters() {
     let mut counters = Counters::open().unwrap();
@@ -241,8 +259,24 @@ fn golden(family: Family) -> Vec<(String, String)> {
     scenarios.iter().filter_map(|path| dump(path)).collect()
 }
 
-/// Loads each golden dump with iptables and reads it; and programs what was read into a namespace of
-/// our own making, where iptables must print the golden dump again.
+/// What it takes to make `contents` from nothing.
+fn as_transaction(family: Family, contents: &Contents) -> Transaction {
+    let mut transaction = Transaction::new(family);
+    transaction.ops.extend(contents.tables.iter().map(|table| Op::AddTable(*table)));
+    for (table, chain) in &contents.chains {
+        if !table.builtin_chains().contains(&chain.as_str()) {
+            transaction.ops.push(Op::AddChain { table: *table, chain: ChainName::from(chain.as_str()) });
+        }
+    }
+    for (table, chain, _, rule) in &contents.rules {
+        let (table, chain, rule) = (*table, ChainName::from(chain.as_str()), rule.clone().unwrap());
+        transaction.ops.push(Op::AddRule { table, chain, place: Place::Tail, rule });
+    }
+    transaction
+}
+
+/// Loads each golden dump with iptables and reads it; then everything is removed, what was read is
+/// programmed by us, and iptables must print the golden dump again.
 fn check_golden(family: Family) {
     let dumps = golden(family);
     assert!(dumps.len() >= 30, "{} golden dumps", dumps.len());
@@ -250,12 +284,16 @@ fn check_golden(family: Family) {
     let mut kernel = NftKernel::open().unwrap();
     for (name, dump) in dumps {
         restore(family, &dump);
+        let contents = read(&mut kernel, family);
         let mut texts: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for (table, chain, _, rule) in read(&mut kernel, family).rules {
-            let rule = rule.unwrap_or_else(|| panic!("{name}: a rule in {table} {chain} was not understood"));
-            texts.entry((table.to_string(), chain)).or_default().push(RuleText(&rule).to_string());
+        for (table, chain, _, rule) in &contents.rules {
+            let rule = rule.as_ref().unwrap_or_else(|| panic!("{name}: a rule in {table} {chain} was not understood"));
+            texts.entry((table.to_string(), chain.clone())).or_default().push(RuleText(rule).to_string());
         }
         assert_eq!(texts, rules_of(&dump), "{name}");
+        run("nft", &["flush", "ruleset"], "");
+        kernel.commit(&as_transaction(family, &contents)).unwrap();
+        assert_eq!(rules_of(&save(family)), rules_of(&dump), "{name}, programmed by us");
     }
 }
 

@@ -32,12 +32,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().context("start")?;
     let outcome = runtime.block_on(supervise(Arc::new(config)));
     runtime.shutdown_background();
-    outcome
+    if let Some(summary) = outcome? {
+        println!("{summary}");
+    }
+    Ok(())
 }
 
 type Parts = JoinSet<(&'static str, anyhow::Result<()>)>;
 
-async fn supervise(config: Arc<Config>) -> anyhow::Result<()> {
+async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let signals = Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut kernel = NftKernel::open().context("program rules")?;
     let ground = ground::prepare(&config, &mut kernel)?;
@@ -116,7 +119,7 @@ async fn until_stopped(
     mut parts: Parts,
     mut signals: Signals,
     health: &Health,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<String>> {
     let (stop, stopped) = watch::channel(false);
     let mut rules = pin!(rules.run(&mut inbox, stopped));
     loop {

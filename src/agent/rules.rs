@@ -58,12 +58,17 @@ struct Paced {
     sync: FamilySync,
     failures: u32,
     not_before: Option<Instant>,
+    last: Summary,
 }
 
 impl RuleLoop {
     pub fn new(config: Arc<Config>, ground: Ground, kernel: NftKernel, reports: Reports) -> Self {
-        let paced =
-            |&family| Paced { sync: FamilySync::new(family, Arc::clone(&reports.metrics)), failures: 0, not_before: None };
+        let paced = |&family| Paced {
+            sync: FamilySync::new(family, Arc::clone(&reports.metrics)),
+            failures: 0,
+            not_before: None,
+            last: Summary::default(),
+        };
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
@@ -78,21 +83,22 @@ impl RuleLoop {
         }
     }
 
-    /// Runs until `stop` fires; with `--once`, until everything is programmed.
-    pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<()> {
+    /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a
+    /// line.
+    pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
         loop {
             let due = self.due()?;
             tokio::select! {
                 biased;
-                () = &mut stopped => return Ok(()),
+                () = &mut stopped => return Ok(None),
                 event = events.recv() => match event {
                     Some(event) => self.take(event, events),
                     None => bail!("the sources of Services and addresses ended"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     if self.begun && self.sync()? && self.config.once {
-                        return Ok(());
+                        return Ok(Some(self.summary()));
                     }
                 }
             }
@@ -207,6 +213,15 @@ impl RuleLoop {
         }
     }
 
+    fn summary(&self) -> String {
+        let of_family = |paced: &Paced| {
+            let Summary { services, transactions, operations, .. } = paced.last;
+            format!("{}: {services} services, {operations} operations in {transactions} transactions", paced.sync.family())
+        };
+        let families: Vec<_> = self.families.iter().map(of_family).collect();
+        format!("programmed in {:.1?}: {}", self.started.elapsed(), families.join("; "))
+    }
+
     /// After a sync without failure: who asks about endpoints gets the new answer.
     fn all_done(&self) -> bool {
         let done = self.families.iter().all(|family| !family.sync.is_due());
@@ -223,6 +238,7 @@ impl RuleLoop {
 impl Paced {
     fn succeeded(&mut self, summary: Summary, took: Duration, health: &Health) {
         let family = self.sync.family();
+        self.last = summary;
         health.updated(family);
         let Summary { services, transactions, operations, bytes } = summary;
         let first = std::mem::take(&mut self.failures) > 0 || self.not_before.take().is_some();

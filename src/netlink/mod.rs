@@ -5,6 +5,7 @@ pub mod address;
 mod attr;
 mod errno;
 mod error;
+pub mod fake;
 pub mod nfacct;
 mod nft;
 mod socket;

@@ -138,8 +138,8 @@ impl Health {
         let now = self.now();
         let state = self.state();
         let healthy = self.families_healthy(&state, now) && !state.shutting_down;
-        let body = self.body(&state, now, healthy && state.node_eligible);
-        Body { node_eligible: Some(state.node_eligible), healthy, ..body }.answer(healthy && state.node_eligible)
+        let good = healthy && state.node_eligible;
+        Body { node_eligible: Some(state.node_eligible), healthy, ..self.body(&state, now, good) }.answer(good)
     }
 
     /// Does this process work? The kubelet restarts it if not, so neither the Node nor our own end counts.

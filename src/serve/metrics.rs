@@ -483,7 +483,7 @@ mod tests {
         format!("{sample} _")
     }
 
-    /// The lines of a metrics capture of kube-proxy; behaviour.md says where it is from.
+    /// The `kubeproxy_` lines of a kube-proxy 1.36.2 in iptables mode with six Services.
     const CAPTURE: &str = include_str!("../../tests/serve/kube-proxy-metrics.txt");
 
     #[test]

@@ -100,6 +100,6 @@ mod tests {
             backoff.next(Class::Refusal(None));
         }
         assert!((15_000..=30_000).contains(&millis(&mut backoff, Class::Refusal(None))));
-        assert_eq!(backoff.next(Class::Refusal(Some(Duration::from_secs(86_400)))), LONGEST_RETRY_AFTER);
+        assert_eq!(backoff.next(Class::Refusal(Some(Duration::from_hours(24)))), LONGEST_RETRY_AFTER);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ const QUIET: Duration = Duration::from_millis(75);
 /// But not for ever.
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often we look without being told to: while the files are broken, or where inotify is not to be had.
+/// A look costs a few system calls; files are read when they look different only.
 const POLL: Duration = Duration::from_secs(1);
 
 /// Why files are no longer followed.
@@ -72,18 +74,28 @@ struct Follower {
     seen: Vec<Mark>,
     /// The error last logged, while it lasts.
     broken: Option<String>,
+    /// What kept us from reading does not show in how the files look.
+    unreadable: bool,
     warned: BTreeSet<String>,
 }
 
 impl Follower {
     fn new(path: &Path, sender: Sender<Event>) -> Self {
-        Self { path: path.to_owned(), sender, signal: Arc::default(), seen: Vec::new(), broken: None, warned: BTreeSet::new() }
+        Self {
+            path: path.to_owned(),
+            sender,
+            signal: Arc::default(),
+            seen: Vec::new(),
+            broken: None,
+            unreadable: false,
+            warned: BTreeSet::new(),
+        }
     }
 
-    /// Reads the files if they changed, or if they were broken and may be whole now.
+    /// Reads the files if they changed, or could not be read.
     async fn look(&mut self) -> Result<(), FollowError> {
         let marks = fingerprint(&self.path);
-        if marks == self.seen && self.broken.is_none() {
+        if marks == self.seen && !self.unreadable {
             return Ok(());
         }
         self.seen.clone_from(&marks);
@@ -91,6 +103,7 @@ impl Follower {
             Some(empty) => Err(empty),
             None => self.load().await?,
         };
+        self.unreadable = matches!(loaded, Err(Error::Read { .. }));
         match loaded {
             Ok(loaded) => {
                 if self.broken.take().is_some() {
@@ -120,7 +133,12 @@ impl Follower {
     /// `None`: not possible, so we poll.
     fn watch(&self) -> Option<notify::RecommendedWatcher> {
         let signal = Arc::clone(&self.signal);
-        let handler = move |event: notify::Result<notify::Event>| signal.take(event.as_ref());
+        let interest = Interest::new(&self.path);
+        let handler = move |event: notify::Result<notify::Event>| {
+            if event.as_ref().map_or(true, |event| interest.covers(event)) {
+                signal.take(event.as_ref());
+            }
+        };
         let set = |mut watcher: notify::RecommendedWatcher| {
             for folder in folders(&self.path) {
                 watcher.watch(&folder, RecursiveMode::NonRecursive)?;
@@ -148,6 +166,26 @@ impl Loaded {
             super::send(&follower.sender, event).await?;
         }
         Ok(())
+    }
+}
+
+/// Which events may concern us. A followed folder's parent is watched for the folder's sake alone.
+struct Interest {
+    /// `None`: a file is followed, and links may lead to it by way of any name next to it.
+    folder: Option<PathBuf>,
+    name: Option<OsString>,
+}
+
+impl Interest {
+    fn new(path: &Path) -> Self {
+        let folder = path.canonicalize().ok().filter(|target| target.is_dir());
+        Self { folder, name: path.file_name().map(ToOwned::to_owned) }
+    }
+
+    fn covers(&self, event: &notify::Event) -> bool {
+        let Some(folder) = &self.folder else { return true };
+        let mut paths = event.paths.iter();
+        event.paths.is_empty() || paths.any(|path| path.starts_with(folder) || path.file_name() == self.name.as_deref())
     }
 }
 
@@ -194,6 +232,8 @@ struct Mark {
     inode: u64,
     length: u64,
     modified: (i64, i64),
+    /// Of the metadata: who may read it.
+    changed: (i64, i64),
 }
 
 /// Nothing for a path that is not there.
@@ -203,7 +243,13 @@ fn fingerprint(path: &Path) -> Vec<Mark> {
 }
 
 fn mark(data: &fs::Metadata, file: PathBuf) -> Mark {
-    Mark { file, inode: data.ino(), length: data.len(), modified: (data.mtime(), data.mtime_nsec()) }
+    Mark {
+        file,
+        inode: data.ino(),
+        length: data.len(),
+        modified: (data.mtime(), data.mtime_nsec()),
+        changed: (data.ctime(), data.ctime_nsec()),
+    }
 }
 
 /// `command > file` empties the file long before it fills it; that is not meant as "no services".

@@ -86,6 +86,15 @@ impl<W: Watched> Reflector<W> {
 
     /// Lists and watches until nobody takes the events any more.
     pub(crate) async fn run(mut self) -> Closed {
+        let sender = self.sender.clone();
+        tokio::select! {
+            closed = self.rounds() => closed,
+            // A quiet watch sends nothing and would not notice.
+            () = sender.closed() => Closed,
+        }
+    }
+
+    async fn rounds(&mut self) -> Closed {
         loop {
             let class = match self.round().await {
                 End::Closed(closed) => return closed,
@@ -97,10 +106,7 @@ impl<W: Watched> Reflector<W> {
             };
             let delay = self.backoff.next(class);
             debug!("{}: next try in {delay:?}, from {:?}", W::RESOURCE, self.position);
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = self.sender.closed() => return Closed,
-            }
+            tokio::time::sleep(delay).await;
         }
     }
 

@@ -51,27 +51,41 @@ pub fn captured(name: &str) -> Answer {
     Answer::parse(head, body)
 }
 
+/// What the future gives, before the deadline.
+pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, future).await.expect("done in time")
+}
+
 pub async fn connect(address: SocketAddr) -> TcpStream {
-    tokio::time::timeout(DEADLINE, TcpStream::connect(address)).await.expect("connected in time").unwrap()
+    in_time(TcpStream::connect(address)).await.unwrap()
 }
 
 pub async fn get(address: SocketAddr, path: &str) -> Answer {
     request(address, path, "").await
 }
 
+/// `None` when nobody listens, or the connection ends before the answer.
+pub async fn try_get(address: SocketAddr, path: &str) -> Option<Answer> {
+    in_time(exchange(address, path, "")).await.ok()
+}
+
 /// A GET with more header lines.
 pub async fn request(address: SocketAddr, path: &str, more: &str) -> Answer {
-    let mut stream = connect(address).await;
-    send(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n")).await.unwrap();
-    read_answer(&mut stream).await
+    in_time(exchange(address, path, more)).await.unwrap()
+}
+
+async fn exchange(address: SocketAddr, path: &str, more: &str) -> io::Result<Answer> {
+    let mut stream = TcpStream::connect(address).await?;
+    send(&mut stream, &format!("GET {path} HTTP/1.1\r\nHost: node\r\n{more}\r\n")).await?;
+    read(&mut stream).await
 }
 
 /// One answer of a connection that stays open.
 pub async fn read_answer(stream: &mut TcpStream) -> Answer {
-    tokio::time::timeout(DEADLINE, read(stream)).await.expect("an answer in time")
+    in_time(read(stream)).await.unwrap()
 }
 
-async fn read(stream: &mut TcpStream) -> Answer {
+async fn read(stream: &mut TcpStream) -> io::Result<Answer> {
     let mut bytes = Vec::new();
     loop {
         let text = String::from_utf8_lossy(&bytes);
@@ -79,10 +93,12 @@ async fn read(stream: &mut TcpStream) -> Answer {
             let answer = Answer::parse(head, body);
             let length: usize = answer.headers.get("Content-Length").expect("a length").parse().unwrap();
             if body.len() >= length {
-                return answer;
+                return Ok(answer);
             }
         }
-        assert!(receive(stream, &mut bytes).await.unwrap(), "ended early: {}", String::from_utf8_lossy(&bytes));
+        if !receive(stream, &mut bytes).await? {
+            return Err(ErrorKind::UnexpectedEof.into());
+        }
     }
 }
 
@@ -118,7 +134,7 @@ pub async fn receive(stream: &mut TcpStream, bytes: &mut Vec<u8>) -> io::Result<
 /// Whether the server closes the connection without another word.
 pub async fn is_hung_up(stream: &mut TcpStream) -> bool {
     let mut bytes = Vec::new();
-    let end = tokio::time::timeout(DEADLINE, receive(stream, &mut bytes)).await.expect("closed in time");
+    let end = in_time(receive(stream, &mut bytes)).await;
     bytes.is_empty() && !end.unwrap_or(false)
 }
 

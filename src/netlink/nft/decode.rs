@@ -262,3 +262,106 @@ fn prefix_length(mask: &[u8]) -> Option<u8> {
     let ones = bits.leading_ones();
     (ones + bits.trailing_zeros() >= 128).then(|| u8::try_from(ones).ok())?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::attr::{Head, Messages, Writer};
+    use super::super::expression::write_rule;
+    use super::*;
+    use crate::ruleset::{AddrType, Comment, CtStates, RecentAction};
+
+    /// A rule with every kind of expression.
+    fn sample() -> Rule {
+        let matches = vec![
+            Match::Comment(Comment::new("ns/svc:p80 cluster IP")),
+            Match::AddrType(AddrType::DestinationLocal),
+            Match::Conntrack(Negatable::is_not(CtStates::NEW)),
+            Match::Mark(Negatable::is((0x4000, 0x4000))),
+            Match::NfAcct("name".into()),
+            Match::Port { protocol: Protocol::Tcp, destination: None },
+            Match::Port { protocol: Protocol::Tcp, destination: Some(80) },
+            Match::Port { protocol: Protocol::Sctp, destination: Some(80) },
+            Match::Recent { family: Family::Ipv4, list: "LIST".into(), action: RecentAction::Check { seconds: 3 } },
+            Match::Statistic { probability: 7 },
+        ];
+        Rule {
+            source: Some(Negatable::is_not("10.0.0.0/12".parse().unwrap())),
+            destination: Some(Negatable::is("10.96.0.1/32".parse().unwrap())),
+            in_interface: Some(Negatable::is(InterfaceMatch("veth+".into()))),
+            protocol: Some(Protocol::Tcp),
+            matches,
+            target: Some(Target::Dnat("10.0.0.1:80".parse().unwrap())),
+        }
+    }
+
+    fn encoded(rule: &Rule) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.message(Head::default(), &[0; 4], |w| write_rule(w, Family::Ipv4, rule));
+        let message = Messages(writer.as_bytes()).next().unwrap();
+        message.attributes(NFGENMSG).get(NFTA_RULE_EXPRESSIONS).unwrap().data.to_vec()
+    }
+
+    fn read(bytes: &[u8]) -> Option<Rule> {
+        read_rule(Family::Ipv4, Attributes(bytes), &mut Names::default())
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        assert_eq!(read(&encoded(&sample())), Some(sample()));
+        let jump = Rule { target: Some(Target::Jump("KUBE-SERVICES".into())), ..Rule::default() };
+        assert_eq!(read(&encoded(&jump)), Some(jump));
+    }
+
+    #[test]
+    fn cut_off_or_garbled_bytes_are_never_a_panic() {
+        let good = encoded(&sample());
+        for length in 0..good.len() {
+            assert_ne!(read(&good[..length]), Some(sample()), "cut at {length}");
+        }
+        for place in 0..good.len() {
+            for bit in 0..8 {
+                let mut bad = good.clone();
+                bad[place] ^= 1 << bit;
+                read(&bad);
+                read_rule(Family::Ipv6, Attributes(&bad), &mut Names::default());
+            }
+        }
+    }
+
+    #[test]
+    fn the_protocol_may_stand_anywhere() {
+        let rule = Rule {
+            protocol: Some(Protocol::Udp),
+            matches: vec![Match::Port { protocol: Protocol::Udp, destination: Some(53) }],
+            ..Rule::default()
+        };
+        let bytes = encoded(&rule);
+        let elements: Vec<&[u8]> = split(&bytes);
+        assert_eq!(elements.len(), 5, "load protocol, compare, load port, compare, count");
+        let turned = [elements[2], elements[3], elements[4], elements[0], elements[1]].concat();
+        assert_eq!(read(&turned), Some(rule));
+        assert_eq!(read(&elements[2..].concat()), None, "a port of an unknown protocol");
+        assert_eq!(read(&elements[..1].concat()), None, "loaded and never compared");
+    }
+
+    /// The attributes of a list, each with its header.
+    fn split(mut bytes: &[u8]) -> Vec<&[u8]> {
+        let mut parts = Vec::new();
+        while bytes.len() >= 4 {
+            let length = usize::from(u16::from_ne_bytes([bytes[0], bytes[1]])).next_multiple_of(4);
+            let (part, rest) = bytes.split_at(length);
+            parts.push(part);
+            bytes = rest;
+        }
+        parts
+    }
+
+    #[test]
+    fn masks_with_holes_are_no_prefix() {
+        assert_eq!(prefix_length(&[255, 240, 0, 0]), Some(12));
+        assert_eq!(prefix_length(&[255; 16]), Some(128));
+        assert_eq!(prefix_length(&[0; 4]), Some(0));
+        assert_eq!(prefix_length(&[255, 0, 255, 0]), None);
+        assert_eq!(prefix_length(&[0; 17]), None);
+    }
+}

@@ -9,19 +9,27 @@ use super::names::Names;
 use super::wire::*;
 use super::{NftKernel, Seen};
 use crate::net::Family;
-use crate::ruleset::{Handle, Table};
+use crate::ruleset::{ChainName, Handle, Table};
 
 impl NftKernel {
     pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
         let before = self.generation()?;
         let mut names = Names::default();
-        let tables = self.read_tables(family)?;
-        for table in &tables {
-            visit(Seen::Table(*table));
+        for table in self.read_tables(family)? {
+            visit(Seen::Table(table));
         }
-        self.read_chains(family, &mut names, visit)?;
-        for table in tables {
-            self.read_table_rules((family, table), &mut names, visit)?;
+        let chains = self.read_chains(family, &mut names)?;
+        for (table, chain) in &chains {
+            visit(Seen::Chain { table: *table, chain: chain.clone() });
+        }
+        // Chain by chain: for each 32 KiB of a table's dump the kernel walks the table from its start
+        // (nf_tables_dump_rules), which takes 40 s for 160,000 rules; a chain it finds by its name.
+        for (table, chain) in &chains {
+            self.read_chain_rules((family, *table), chain, &mut |message| {
+                if let Some(seen) = rule(family, message, &mut names) {
+                    visit(seen);
+                }
+            })?;
         }
         // Each dump is consistent in itself; this says that they belong together.
         if self.generation()? == before { Ok(()) } else { Err(Error::Interrupted) }
@@ -36,31 +44,30 @@ impl NftKernel {
         Ok(tables)
     }
 
-    fn read_chains(&mut self, family: Family, names: &mut Names, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
+    fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
+        let mut chains = Vec::new();
         let request = self.request(kind::GET_CHAIN, flag::DUMP, family_number(family), |_| {});
         self.dump(Step::ReadChains, &request, &mut |message| {
             let attributes = message.attributes(NFGENMSG);
             let name = attributes.get(NFTA_CHAIN_NAME).and_then(|a| a.text());
             if let (Some(table), Some(name)) = (table(attributes, NFTA_CHAIN_TABLE), name) {
-                visit(Seen::Chain { table, chain: names.get(name) });
+                chains.push((table, names.get(name)));
             }
-        })
+        })?;
+        Ok(chains)
     }
 
-    fn read_table_rules(
+    fn read_chain_rules(
         &mut self,
         (family, table): (Family, Table),
-        names: &mut Names,
-        visit: &mut dyn FnMut(Seen),
+        chain: &ChainName,
+        visit: &mut dyn FnMut(&Message<'_>),
     ) -> Result<(), Error> {
         let request = self.request(kind::GET_RULE, flag::DUMP, family_number(family), |w| {
             w.text(NFTA_RULE_TABLE, table.as_str());
+            w.text(NFTA_RULE_CHAIN, chain.as_str());
         });
-        self.dump(Step::ReadRules, &request, &mut |message| {
-            if let Some(seen) = rule(family, message, names) {
-                visit(seen);
-            }
-        })
+        self.dump(Step::ReadRules, &request, visit)
     }
 }
 

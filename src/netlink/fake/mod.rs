@@ -1,0 +1,185 @@
+//! The kernel's rules in memory, for tests: it takes and refuses what the real one does, with the same
+//! errors on the same operations and the same handles. `tests/parity.rs` holds it to that.
+//!
+//! Not imitated: nfacct objects are taken to exist, and addresses, list names and chain names to be well
+//! formed. It stands for Linux 6.18.
+
+mod table;
+mod validate;
+
+use std::fmt::Write as _;
+
+use super::errno::Errno;
+use super::error::{Error, Refusal};
+use super::{Committed, Kernel, Seen};
+use crate::net::{Family, PerFamily};
+use crate::ruleset::text::RuleText;
+use crate::ruleset::{ChainName, Handle, Op, Table, Transaction};
+use table::FakeTable;
+
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    commits: usize,
+    failing_commit: Option<Error>,
+    failing_read: Option<Error>,
+    ops: usize,
+    /// In the order they were made, as the kernel keeps and validates them.
+    tables: PerFamily<Vec<FakeTable>>,
+}
+
+impl FakeKernel {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// How many transactions were applied, empty ones not counted.
+    pub fn commits(&self) -> usize {
+        self.commits
+    }
+
+    /// How many operations were applied.
+    pub fn ops(&self) -> usize {
+        self.ops
+    }
+
+    /// Lets the next commit fail so, applying nothing.
+    pub fn fail_next_commit(&mut self, error: Error) {
+        self.failing_commit = Some(error);
+    }
+
+    /// Lets the next reading fail so, after nothing was visited.
+    pub fn fail_next_read(&mut self, error: Error) {
+        self.failing_read = Some(error);
+    }
+
+    /// Puts a rule that our types cannot say at a chain's end, as another program would; `None` where
+    /// there is no such chain.
+    pub fn add_foreign_rule(&mut self, family: Family, table: Table, chain: &ChainName) -> Option<Handle> {
+        self.tables[family].iter_mut().find(|t| t.name == table)?.add_foreign_rule(chain)
+    }
+
+    /// The rules of a family as `iptables-save` prints them, without its comment lines: tables in the order
+    /// mangle, filter, nat; chains the built-in ones first, the others by name.
+    pub fn save(&self, family: Family) -> String {
+        let mut tables: Vec<_> = self.tables[family].iter().collect();
+        tables.sort_by_key(|table| table.name);
+        tables.into_iter().map(save_table).collect()
+    }
+}
+
+fn save_table(table: &FakeTable) -> String {
+    let mut text = format!("*{}\n", table.name);
+    let mut rules = String::new();
+    for (name, chain) in table.sorted_chains() {
+        let policy = if chain.base { "ACCEPT" } else { "-" };
+        writeln!(text, ":{name} {policy} [0:0]").expect("a String takes everything");
+        for slot in &chain.rules {
+            let rule = slot.rule.as_ref().map_or_else(|| "(foreign)".to_owned(), |rule| RuleText(rule).to_string());
+            let line = format!("-A {name} {rule}");
+            rules.push_str(line.trim_end());
+            rules.push('\n');
+        }
+    }
+    text + &rules + "COMMIT\n"
+}
+
+impl Kernel for FakeKernel {
+    fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
+        if let Some(error) = self.failing_read.take() {
+            return Err(error);
+        }
+        let tables = &self.tables[family];
+        for table in tables {
+            visit(Seen::Table(table.name));
+        }
+        for (table, name, _) in tables.iter().flat_map(FakeTable::chains_by_age) {
+            visit(Seen::Chain { table, chain: name.clone() });
+        }
+        for (table, name, chain) in tables.iter().flat_map(FakeTable::chains_by_age) {
+            for slot in &chain.rules {
+                let rule = slot.rule.as_deref().cloned();
+                visit(Seen::Rule { table, chain: name.clone(), handle: slot.handle, rule });
+            }
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
+        if transaction.is_empty() {
+            return Ok(Committed::default());
+        }
+        if let Some(error) = self.failing_commit.take() {
+            return Err(error);
+        }
+        let tables = &mut self.tables[transaction.family];
+        let mut after = tables.clone();
+        let mut tried = try_ops(&mut after, transaction, &[]);
+        if tried.refusals.is_empty()
+            && let Some(bad) = after.iter_mut().find_map(FakeTable::validate)
+        {
+            // What the kernel finds wrong when all is done it pins down by doing everything again,
+            // validating that table after each rule, and so each table it makes meanwhile.
+            roll_back(tables, &after);
+            let is_new = |name: &Table| !tables.iter().any(|table| table.name == *name);
+            let suspects: Vec<Table> = Table::ALL.into_iter().filter(|name| *name == bad || is_new(name)).collect();
+            after.clone_from(tables);
+            tried = try_ops(&mut after, transaction, &suspects);
+        }
+        if !tried.refusals.is_empty() {
+            roll_back(tables, &after);
+            return Err(Error::Refused(tried.refusals));
+        }
+        after.iter_mut().for_each(FakeTable::settle);
+        *tables = after;
+        self.commits += 1;
+        self.ops += transaction.len();
+        Ok(Committed { handles: tried.handles })
+    }
+}
+
+#[derive(Default)]
+struct Tried {
+    handles: Vec<Handle>,
+    refusals: Vec<Refusal>,
+}
+
+/// Does what can be done of a transaction: like the kernel, it goes on after an error. `suspects`: the
+/// tables to validate after each rule.
+fn try_ops(tables: &mut Vec<FakeTable>, transaction: &Transaction, suspects: &[Table]) -> Tried {
+    let mut tried = Tried::default();
+    for (index, op) in transaction.ops.iter().enumerate() {
+        let result = try_op(tables, op);
+        let added = matches!(result, Ok(Some(_))) && suspects.contains(&op.table());
+        let valid = if added { validate_named(tables, op.table()) } else { Ok(()) };
+        match valid.and(result) {
+            Ok(handle) => tried.handles.extend(handle),
+            Err(errno) => tried.refusals.push(Refusal { op: index, errno, text: op.to_string() }),
+        }
+    }
+    tried
+}
+
+fn try_op(tables: &mut Vec<FakeTable>, op: &Op) -> Result<Option<Handle>, Errno> {
+    let name = op.table();
+    let known = tables.iter().position(|table| table.name == name);
+    match (op, known) {
+        (Op::AddTable(_), None) => {
+            tables.push(FakeTable::new(name));
+            tables.last_mut().expect("it was just pushed").apply(op)
+        }
+        (_, Some(known)) => tables[known].apply(op),
+        (_, None) => Err(Errno::ENOENT),
+    }
+}
+
+fn validate_named(tables: &[FakeTable], name: Table) -> Result<(), Errno> {
+    tables.iter().filter(|table| table.name == name).try_for_each(validate::table)
+}
+
+/// What of a failed transaction stays: handles are not given back.
+fn roll_back(before: &mut [FakeTable], failed: &[FakeTable]) {
+    for table in before {
+        let failed = failed.iter().find(|failed| failed.name == table.name);
+        table.counter = failed.map_or(table.counter, |failed| failed.counter);
+    }
+}

@@ -1,0 +1,245 @@
+//! The same story against the real kube-apiserver and etcd, where `KUBEBUILDER_ASSETS` names the folder
+//! they are in (as setup-envtest prints it). Without that the story runs in tests/api.rs only.
+
+#![allow(clippy::unwrap_used, reason = "test code: a panic is a failed test")]
+
+mod scenario;
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use data_encoding::BASE64;
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
+use scenario::{Cluster, NAMESPACE, NODE};
+use serde_json::{Value, json};
+use sluice::source::kube::{ApiOptions, Timing};
+
+const TOKEN: &str = "sluice-test-token";
+/// A cold kube-apiserver on a small machine.
+const READY: Duration = Duration::from_mins(2);
+
+/// A process that ends with us, its output in a file of the folder.
+struct Process(Child);
+
+impl Process {
+    fn start(folder: &Path, binary: &Path, arguments: &[String]) -> Self {
+        let name = binary.file_name().unwrap().to_str().unwrap();
+        let log = fs::OpenOptions::new().create(true).append(true).open(folder.join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(binary);
+        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(command.spawn().unwrap_or_else(|error| panic!("{}: {error}", binary.display())))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// etcd and kube-apiserver on free ports of 127.0.0.1. Fields are dropped in order: the server first.
+struct RealCluster {
+    apiserver: Option<Process>,
+    _etcd: Process,
+    assets: PathBuf,
+    folder: PathBuf,
+    etcd_port: u16,
+    port: u16,
+}
+
+impl RealCluster {
+    async fn new(assets: PathBuf) -> Self {
+        let folder = std::env::temp_dir().join(format!("sluice-real-{}", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let [etcd_port, peer_port, port] = free_ports();
+        write_credentials(&folder, port);
+        let etcd = Process::start(&folder, &assets.join("etcd"), &etcd_arguments(&folder, etcd_port, peer_port));
+        let mut cluster = Self { apiserver: None, _etcd: etcd, assets, folder, etcd_port, port };
+        cluster.start().await;
+        cluster
+    }
+
+    fn kubeconfig(&self) -> PathBuf {
+        self.folder.join("kubeconfig")
+    }
+
+    async fn client(&self) -> Client {
+        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        Client::try_from(config).unwrap()
+    }
+
+    async fn api(&self, object: &Resource) -> Api<DynamicObject> {
+        let client = self.client().await;
+        if object.namespaced { Api::namespaced_with(client, NAMESPACE, &object.api) } else { Api::all_with(client, &object.api) }
+    }
+
+    async fn wait_until_ready(&mut self) {
+        let client = self.client().await;
+        let deadline = Instant::now() + READY;
+        loop {
+            let request = hyper::Request::get("/readyz").body(Vec::new()).unwrap();
+            let answer = client.request_text(request).await;
+            if answer.as_deref().is_ok_and(|text| text == "ok") {
+                return;
+            }
+            let ended = self.apiserver.as_mut().and_then(|process| process.0.try_wait().unwrap());
+            if ended.is_some() || Instant::now() > deadline {
+                let log = fs::read_to_string(self.folder.join("kube-apiserver.log")).unwrap_or_default();
+                let tail: Vec<_> = log.lines().rev().take(30).collect();
+                panic!("kube-apiserver is not ready ({answer:?}, {ended:?}), last lines first:\n{}", tail.join("\n"));
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+impl Drop for RealCluster {
+    fn drop(&mut self) {
+        self.apiserver = None;
+        if !std::thread::panicking() {
+            let _ = fs::remove_dir_all(&self.folder);
+        }
+    }
+}
+
+impl Cluster for RealCluster {
+    fn options(&self) -> ApiOptions {
+        ApiOptions { kubeconfig: Some(self.kubeconfig()), master: None, node_name: NODE.into(), timing: Timing::default() }
+    }
+
+    async fn put(&self, object: Value) {
+        let api = self.api(&Resource::of_kind(object["kind"].as_str().unwrap())).await;
+        let name = object["metadata"]["name"].as_str().unwrap().to_owned();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        // Applying creates, replaces and takes away labels that are no longer given. A server just started may
+        // still lack what it needs, its ServiceCIDR for one.
+        while let Err(error) = api.patch(&name, &PatchParams::apply("sluice-test").force(), &Patch::Apply(&object)).await {
+            assert!(Instant::now() < deadline, "{object}: {error}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    async fn delete(&self, resource: &str, name: &str) {
+        self.api(&Resource::named(resource)).await.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    async fn stop(&mut self) {
+        self.apiserver = None;
+    }
+
+    async fn start(&mut self) {
+        let arguments = apiserver_arguments(&self.folder, self.etcd_port, self.port);
+        self.apiserver = Some(Process::start(&self.folder, &self.assets.join("kube-apiserver"), &arguments));
+        self.wait_until_ready().await;
+    }
+}
+
+struct Resource {
+    api: ApiResource,
+    namespaced: bool,
+}
+
+impl Resource {
+    const ALL: [(&'static str, &'static str, &'static str, bool); 4] = [
+        ("", "Namespace", "namespaces", false),
+        ("", "Node", "nodes", false),
+        ("", "Service", "services", true),
+        ("discovery.k8s.io", "EndpointSlice", "endpointslices", true),
+    ];
+
+    fn find(wanted: impl Fn(&str, &str) -> bool) -> Self {
+        let (group, kind, plural, namespaced) = Self::ALL.into_iter().find(|r| wanted(r.1, r.2)).unwrap();
+        let api = ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(group, "v1", kind), plural);
+        Self { api, namespaced }
+    }
+
+    fn of_kind(kind: &str) -> Self {
+        Self::find(|k, _| k == kind)
+    }
+
+    fn named(name: &str) -> Self {
+        Self::find(|_, plural| plural == name)
+    }
+}
+
+/// All three are held until all are known, so that they differ.
+fn free_ports() -> [u16; 3] {
+    let listeners = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
+}
+
+fn write_credentials(folder: &Path, port: u16) {
+    let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &SystemRandom::new()).unwrap();
+    // SubjectPublicKeyInfo of a P-256 key: a constant head and the point.
+    let head = data_encoding::HEXLOWER.decode(b"3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap();
+    let public = [head.as_slice(), pair.public_key().as_ref()].concat();
+    fs::write(folder.join("sa.key"), pem("PRIVATE KEY", pkcs8.as_ref())).unwrap();
+    fs::write(folder.join("sa.pub"), pem("PUBLIC KEY", &public)).unwrap();
+    fs::write(folder.join("tokens.csv"), format!("{TOKEN},admin,admin,\"system:masters\"\n")).unwrap();
+    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
+        "clusters": [{"name": "k", "cluster": {
+            "server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true}}],
+        "users": [{"name": "u", "user": {"token": TOKEN}}],
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}]});
+    fs::write(folder.join("kubeconfig"), kubeconfig.to_string()).unwrap();
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let text = BASE64.encode(der);
+    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+}
+
+fn etcd_arguments(folder: &Path, port: u16, peer_port: u16) -> Vec<String> {
+    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer_port}"));
+    vec![
+        "--name=default".into(),
+        format!("--data-dir={}", folder.join("etcd").display()),
+        format!("--listen-client-urls={client}"),
+        format!("--advertise-client-urls={client}"),
+        format!("--listen-peer-urls={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--initial-cluster=default={peer}"),
+        "--unsafe-no-fsync".into(),
+    ]
+}
+
+fn apiserver_arguments(folder: &Path, etcd_port: u16, port: u16) -> Vec<String> {
+    let file = |name: &str| folder.join(name).display().to_string();
+    vec![
+        format!("--etcd-servers=http://127.0.0.1:{etcd_port}"),
+        format!("--secure-port={port}"),
+        "--bind-address=127.0.0.1".into(),
+        "--advertise-address=127.0.0.1".into(),
+        // 127.0.0.1 may not be an endpoint of the service `kubernetes`, which nobody here needs.
+        "--endpoint-reconciler-type=none".into(),
+        format!("--cert-dir={}", file("certificates")),
+        format!("--token-auth-file={}", file("tokens.csv")),
+        "--service-account-issuer=https://kubernetes.default.svc".into(),
+        format!("--service-account-signing-key-file={}", file("sa.key")),
+        format!("--service-account-key-file={}", file("sa.pub")),
+        "--authorization-mode=RBAC".into(),
+        "--disable-admission-plugins=ServiceAccount".into(),
+        "--service-cluster-ip-range=10.96.0.0/16".into(),
+        "--allow-privileged=true".into(),
+    ]
+}
+
+#[tokio::test]
+async fn the_story_with_the_real_api_server() {
+    let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") else {
+        eprintln!("KUBEBUILDER_ASSETS is not set: the real API server is not tested");
+        return;
+    };
+    scenario::story(&mut RealCluster::new(assets.into()).await).await;
+}

@@ -1,0 +1,194 @@
+//! The rules against what the real kube-proxy left behind for the same objects and flags: rendered as text without
+//! privilege, programmed into a namespace and printed by iptables, and step by step with one running process.
+//!
+//! `e2e/same-rules` is the judge. The dumps are never edited (tests/golden/README.md).
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use support::netns::{Namespace, Process};
+use support::{PATIENCE, Scratch, require_root, wait_until};
+
+const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
+const JUDGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/same-rules");
+const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
+
+/// What kube-proxy was started with in every scenario.
+const COMMON: [&str; 6] = [
+    "--mode=iptables",
+    "--hostname-override=node-a",
+    "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+    "--conntrack-max-per-core=0",
+    "--conntrack-tcp-timeout-established=0",
+    "--conntrack-tcp-timeout-close-wait=0",
+];
+
+/// The addresses of the golden node's interfaces, for a render that has no kernel to ask.
+const NODE_IPS: &str = "--node-ip=172.31.0.11,fd31::b,10.244.11.1,fd00:10:244:b::1";
+
+const FAMILIES: [(&str, &str, &str); 2] =
+    [("ipv4", "iptables-save", "iptables-v4.save"), ("ipv6", "ip6tables-save", "iptables-v6.save")];
+
+/// Every folder below `parent` that `belongs`, sorted.
+fn folders(parent: &Path, belongs: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
+    let entries = fs::read_dir(parent).expect("the goldens").map(|entry| entry.expect("an entry").path());
+    let mut found: Vec<_> = entries.filter(|path| path.is_dir() && belongs(path)).collect();
+    found.sort();
+    assert!(!found.is_empty(), "no scenario in {}", parent.display());
+    found
+}
+
+fn scenarios() -> Vec<PathBuf> {
+    folders(Path::new(GOLDEN), |path| path.join("iptables-v4.save").exists())
+}
+
+fn name(path: &Path) -> &str {
+    path.file_name().and_then(|n| n.to_str()).expect("a name")
+}
+
+/// The common flags with the scenario's own; a line `!--flag` takes a common one away.
+fn flags(scenario: &Path) -> Vec<String> {
+    let own = fs::read_to_string(scenario.join("args")).unwrap_or_default();
+    let mut flags: Vec<_> = COMMON.iter().map(ToString::to_string).collect();
+    for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        match line.strip_prefix('!') {
+            Some(unwanted) => flags.retain(|flag| !flag.starts_with(unwanted)),
+            None => flags.push(line.to_owned()),
+        }
+    }
+    flags
+}
+
+/// What differs between the golden dump and `have`, in the judge's words; empty when nothing does.
+fn differences(scratch: &Scratch, want: &Path, have: &str) -> String {
+    let thread = format!("{:?}", thread::current().id());
+    let file = scratch.file(&format!("have-{}", thread.replace(|c: char| !c.is_ascii_digit(), "")));
+    fs::write(&file, have).expect("a file");
+    let judged = Command::new("python3").arg(JUDGE).arg(want).arg(&file).output().expect("python3");
+    if judged.status.success() { String::new() } else { String::from_utf8_lossy(&judged.stdout).into_owned() }
+}
+
+/// Judges each scenario on one of two threads and tells all that failed at once.
+fn for_each(scenarios: &[PathBuf], judge: impl Fn(&Path) -> Vec<String> + Sync) {
+    let (even, odd): (Vec<_>, Vec<_>) = scenarios.iter().enumerate().partition(|(i, _)| i % 2 == 0);
+    let failures = thread::scope(|scope| {
+        let halves = [even, odd].map(|half| scope.spawn(|| half.into_iter().flat_map(|(_, s)| judge(s)).collect::<Vec<_>>()));
+        halves.map(|half| half.join().expect("a judge")).concat()
+    });
+    assert!(failures.is_empty(), "{} of {} scenarios differ:\n{}", failures.len(), scenarios.len(), failures.join("\n"));
+}
+
+#[test]
+fn rendered_rules_are_kube_proxys() {
+    let scratch = Scratch::new("golden-render");
+    for_each(&scenarios(), |scenario| {
+        let judge = |(family, _, dump): (&str, &str, &str)| {
+            let mut command = Command::new(SLUICE);
+            command.arg("render").args(flags(scenario)).args([NODE_IPS, "--family", family]);
+            let rendered = command.arg("--manifests").arg(scenario.join("objects.yaml")).output().expect("sluice");
+            let text = String::from_utf8(rendered.stdout).expect("text");
+            let found = differences(&scratch, &scenario.join(dump), &text);
+            let said = String::from_utf8_lossy(&rendered.stderr);
+            (!rendered.status.success() || !found.is_empty()).then(|| format!("{} {family}:\n{found}{said}", name(scenario)))
+        };
+        FAMILIES.into_iter().filter_map(judge).collect()
+    });
+}
+
+fn dumps_differ(node: &Namespace, scratch: &Scratch, folder: &Path) -> Option<String> {
+    let judge = |(_, tool, dump): (&str, &str, &str)| differences(scratch, &folder.join(dump), &node.output(&[tool]));
+    Some(FAMILIES.map(judge).concat()).filter(|found| !found.is_empty())
+}
+
+#[test]
+fn programmed_rules_are_kube_proxys() {
+    if !require_root("programmed_rules_are_kube_proxys") {
+        return;
+    }
+    let scratch = Scratch::new("golden-program");
+    for_each(&scenarios(), |scenario| {
+        let node = Namespace::golden(&format!("golden-{}", name(scenario)));
+        let mut command = node.command(SLUICE);
+        command.args(flags(scenario)).arg("--once").arg("--manifests").arg(scenario.join("objects.yaml"));
+        let ran = command.output().expect("sluice");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success(), "{}: {said}", name(scenario));
+        // What is there is right, so a second run must not send a single operation.
+        let again = command.output().expect("sluice");
+        let summary = String::from_utf8_lossy(&again.stdout);
+        let mut failures = Vec::new();
+        if summary.matches(" 0 operations in 0 transactions").count() != 2 {
+            failures.push(format!("{}: a second run was to find nothing to do: {summary}", name(scenario)));
+        }
+        failures.extend(dumps_differ(&node, &scratch, scenario).map(|found| format!("{}:\n{found}", name(scenario))));
+        failures
+    });
+}
+
+/// The steps of a sequence: number, and whether it deletes.
+fn steps(sequence: &Path) -> Vec<(String, bool)> {
+    let step = |path: PathBuf| {
+        let file = name(&path).to_owned();
+        let deletes = file.ends_with(".delete.yaml");
+        let number = file.split('.').next().expect("a name").to_owned();
+        file.ends_with(".yaml").then_some((number, deletes))
+    };
+    let entries = fs::read_dir(sequence).expect("a sequence").map(|entry| entry.expect("an entry").path());
+    let mut steps: Vec<_> = entries.filter_map(step).collect();
+    steps.sort();
+    assert!(!steps.is_empty(), "no step in {}", sequence.display());
+    steps
+}
+
+/// The documents of a step's file by what they are: kind, namespace and name.
+fn documents(file: &Path) -> Vec<(String, serde_json::Value)> {
+    let text = fs::read_to_string(file).expect("a step");
+    let parsed = text.split("\n---\n").map(|document| serde_norway::from_str::<serde_json::Value>(document).expect("YAML"));
+    let parsed = parsed.filter(|object| !object.is_null());
+    parsed.map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object)).collect()
+}
+
+#[test]
+fn each_step_of_a_sequence_is_kube_proxys() {
+    if !require_root("each_step_of_a_sequence_is_kube_proxys") {
+        return;
+    }
+    let scratch = Scratch::new("golden-sequences");
+    for_each(&folders(&Path::new(GOLDEN).join("sequences"), |_| true), |sequence| {
+        let node = Namespace::golden(&format!("golden-{}", name(sequence)));
+        let manifest = scratch.file(&format!("{}.json", name(sequence)));
+        let mut objects = std::collections::BTreeMap::new();
+        let mut process: Option<Process> = None;
+        for (step, deletes) in steps(sequence) {
+            let file = sequence.join(format!("{step}{}", if deletes { ".delete.yaml" } else { ".yaml" }));
+            for (key, object) in documents(&file) {
+                if deletes { drop(objects.remove(&key)) } else { drop(objects.insert(key, object)) }
+            }
+            let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects.values().collect::<Vec<_>>()});
+            let new = manifest.with_extension("new");
+            fs::write(&new, list.to_string()).expect("a manifest");
+            fs::rename(&new, &manifest).expect("a manifest");
+            process.get_or_insert_with(|| {
+                let mut command = node.command(SLUICE);
+                command.args(flags(sequence)).arg("--manifests").arg(&manifest);
+                Process::start(command.stderr(std::process::Stdio::null()))
+            });
+            let mut last = None;
+            let what = format!("{} {step} is as in the dump", name(sequence));
+            let reached = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                wait_until(&what, PATIENCE, || {
+                    last = dumps_differ(&node, &scratch, &sequence.join(&step));
+                    last.is_none()
+                });
+            }));
+            if reached.is_err() {
+                return vec![format!("{what}:\n{}", last.unwrap_or_default())];
+            }
+        }
+        Vec::new()
+    });
+}
