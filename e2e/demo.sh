@@ -18,9 +18,7 @@ inside() { ip netns exec "$(namespace "$1")" "${@:2}"; }
 
 # Starts a program in a namespace; $! is the program's own id, as nothing is left between it and this script.
 begin() {
-    exec 3>&1
-    { exec ip netns exec "$(namespace "$1")" "${@:2}"; } 3>&- &
-    exec 3>&-
+    { exec ip netns exec "$(namespace "$1")" "${@:2}"; } &
     children+=($!)
 }
 
@@ -36,13 +34,25 @@ check() {
     fi
 }
 
+# Waits for a terminated program, and kills it after two seconds.
+end() {
+    local try
+    for ((try = 0; try < 40; try++)); do
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.05
+    done
+    kill -9 "$1" 2>/dev/null || true
+}
+
 clean_up() {
     trap - EXIT
     local child name
     for child in "${children[@]}"; do
         kill "$child" 2>/dev/null || true
     done
-    wait
+    for child in "${children[@]}"; do
+        end "$child"
+    done
     ip netns list | while read -r name _; do
         if [[ $name == "sluice-demo-$$-"* ]]; then
             ip netns del "$name"
@@ -129,8 +139,7 @@ make_cluster() {
 start_pods() {
     local pod
     for pod in pod-a1 pod-a2 pod-b1; do
-        inside "$pod" python3 "$here/demo/backend.py" "$pod" 8080 &
-        children+=($!)
+        begin "$pod" python3 "$here/demo/backend.py" "$pod" 8080
     done
 }
 
@@ -139,9 +148,8 @@ start_sluice() {
     mkdir "$scratch/manifests"
     cp "$here"/demo/*.yaml "$scratch/manifests"
     for node in node-a node-b; do
-        inside "$node" "$sluice" --mode=iptables --manifests="$scratch/manifests" --hostname-override="$node" \
-            --cluster-cidr=10.244.0.0/16,fd00:10:244::/56 2>"$scratch/$node.log" &
-        children+=($!)
+        begin "$node" "$sluice" --mode=iptables --manifests="$scratch/manifests" --hostname-override="$node" \
+            --cluster-cidr=10.244.0.0/16,fd00:10:244::/56 2>"$scratch/$node.log"
     done
 }
 
@@ -181,7 +189,7 @@ pod_is_out() {
 # Asks URL COUNT times from a namespace and leaves the outcomes in $scratch/answers: ask_from NAMESPACE URL COUNT
 ask_from() {
     inside "$1" python3 "$here/demo/client.py" "$2" "$3" | cut -d' ' -f2- >"$scratch/answers"
-    echo "   $3 requests from $1 to $2: $(count_answers)"
+    echo "   $3 x $1 to $2: $(count_answers)"
 }
 
 count_answers() {
@@ -243,10 +251,9 @@ show_change() {
     echo "5. pod-a2 leaves while requests run, and is stopped once the rules are without it"
     local url updated clients=()
     for url in "http://10.96.0.10" "http://[fd00:10:96::10]"; do
-        inside pod-client python3 "$here/demo/client.py" "$url" >>"$scratch/stream" &
-        clients+=($!)
+        begin pod-client python3 "$here/demo/client.py" "$url" >>"$scratch/stream"
+        clients+=("$!")
     done
-    children+=("${clients[@]}")
     sleep 1
     remove_endpoint
     wait_for "rules without pod-a2" pod_is_out
