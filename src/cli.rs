@@ -62,8 +62,8 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
         return render_command(matches);
     }
     logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
-    for refused in flags::NOT_BUILT.iter().filter(|(flag, _)| flags::is_given(matches, flag)) {
-        anyhow::bail!("--{}: not built into this version yet; {}", refused.0, refused.1);
+    if let Some((flag, hint)) = flags::NOT_BUILT.iter().find(|(flag, _)| flags::is_given(matches, flag)) {
+        anyhow::bail!("--{flag}: not built into this version yet; {hint}");
     }
     let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).collect();
     if !idle.is_empty() {

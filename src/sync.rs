@@ -108,12 +108,11 @@ impl FamilySync {
         context: &Context<'_>,
         layout: &'static Layout,
     ) -> Result<(), netlink::Error> {
-        let mut applied = match self.applied.take() {
-            Some(applied) => applied,
-            None => {
-                self.pending.global = true;
-                read_back(sender.kernel, context, layout)?
-            }
+        let mut applied = if let Some(applied) = self.applied.take() {
+            applied
+        } else {
+            self.pending.global = true;
+            read_back(sender.kernel, context, layout)?
         };
         let mut planner = Planner::new(&applied, layout, self.family);
         let mut done = Vec::new();
@@ -163,7 +162,9 @@ impl FamilySync {
         if !now.owners.is_empty() {
             self.services.insert(key.clone(), now);
         }
-        parts.into_iter().for_each(|part| planner.want(part.owner, Some(part.block)));
+        for part in parts {
+            planner.want(part.owner, Some(part.block));
+        }
     }
 
     fn report(&self, applied: &Applied, written: &BTreeMap<Table, u64>) {
@@ -227,16 +228,25 @@ impl<'a> Sender<'a> {
 
     fn commit(&mut self, mut step: Step) -> Result<(Step, Vec<Handle>), netlink::Error> {
         let transaction: Transaction = step.take_transaction();
-        let (operations, bytes) = (transaction.len(), 0usize /* TODO bytes */);
         for op in transaction.ops.iter().filter(|op| matches!(op, Op::AddRule { .. })) {
             *self.written.entry(op.table()).or_default() += 1;
         }
-        let outcome = self.kernel.commit(&transaction);
-        let result = if outcome.is_ok() { TransactionResult::Committed } else { TransactionResult::Failed };
-        self.metrics.transaction_sent(self.family, Sent { result, operations: operations as u64, bytes: bytes as u64 });
         self.summary.transactions += 1;
-        self.summary.operations += operations;
+        self.summary.operations += transaction.len();
+        let outcome = self.kernel.commit(&transaction);
+        let bytes = outcome.as_ref().map_or(0, |committed| committed.bytes);
         self.summary.bytes += bytes;
+        let result = result_of(&outcome);
+        self.metrics.transaction_sent(self.family, Sent { result, operations: transaction.len() as u64, bytes: bytes as u64 });
         Ok((step, outcome?.handles))
+    }
+}
+
+fn result_of<T>(outcome: &Result<T, netlink::Error>) -> TransactionResult {
+    match outcome {
+        // The transaction is in the kernel, only its handles have to be read.
+        Ok(_) | Err(netlink::Error::HandlesUnknown) => TransactionResult::Committed,
+        Err(netlink::Error::Refused(_) | netlink::Error::RefusedWhole { .. }) => TransactionResult::Refused,
+        Err(_) => TransactionResult::Failed,
     }
 }

@@ -133,9 +133,8 @@ fn programmed_rules_are_kube_proxys() {
 fn steps(sequence: &Path) -> Vec<(String, bool)> {
     let step = |path: PathBuf| {
         let file = name(&path).to_owned();
-        let deletes = file.ends_with(".delete.yaml");
-        let number = file.split('.').next().expect("a name").to_owned();
-        file.ends_with(".yaml").then_some((number, deletes))
+        let (number, kind) = file.split_once('.')?;
+        matches!(kind, "yaml" | "delete.yaml").then(|| (number.to_owned(), kind == "delete.yaml"))
     };
     let entries = fs::read_dir(sequence).expect("a sequence").map(|entry| entry.expect("an entry").path());
     let mut steps: Vec<_> = entries.filter_map(step).collect();
@@ -149,7 +148,9 @@ fn documents(file: &Path) -> Vec<(String, serde_json::Value)> {
     let text = fs::read_to_string(file).expect("a step");
     let parsed = text.split("\n---\n").map(|document| serde_norway::from_str::<serde_json::Value>(document).expect("YAML"));
     let parsed = parsed.filter(|object| !object.is_null());
-    parsed.map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object)).collect()
+    parsed
+        .map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object))
+        .collect()
 }
 
 #[test]
@@ -177,16 +178,16 @@ fn each_step_of_a_sequence_is_kube_proxys() {
                 command.args(flags(sequence)).arg("--manifests").arg(&manifest);
                 Process::start(command.stderr(std::process::Stdio::null()))
             });
-            let mut last = None;
+            let mut found = None;
             let what = format!("{} {step} is as in the dump", name(sequence));
             let reached = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 wait_until(&what, PATIENCE, || {
-                    last = dumps_differ(&node, &scratch, &sequence.join(&step));
-                    last.is_none()
+                    found = dumps_differ(&node, &scratch, &sequence.join(&step));
+                    found.is_none()
                 });
             }));
             if reached.is_err() {
-                return vec![format!("{what}:\n{}", last.unwrap_or_default())];
+                return vec![format!("{what}:\n{}", found.unwrap_or_default())];
             }
         }
         Vec::new()

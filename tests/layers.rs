@@ -23,8 +23,17 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Modules without clock, socket, log, metric or lock, and the words that would let one in.
 const PURE: [&str; 5] = ["config", "model", "net", "render", "ruleset"];
 const IMPURE: [&str; 11] = [
-    "tokio", "tracing", "prometheus_client", "std::fs", "std::thread", "std::sync::Mutex", "std::time::Instant",
-    "std::time::SystemTime", "std::env", "println!", "libc",
+    "tokio",
+    "tracing",
+    "prometheus_client",
+    "std::fs",
+    "std::thread",
+    "std::sync::Mutex",
+    "std::time::Instant",
+    "std::time::SystemTime",
+    "std::env",
+    "println!",
+    "libc",
 ];
 
 fn rust_files(folder: &Path, found: &mut Vec<PathBuf>) {

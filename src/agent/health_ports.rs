@@ -12,8 +12,7 @@ pub struct HealthPorts(BTreeMap<ObjectKey, HealthPort>);
 impl HealthPorts {
     /// Takes changes in; tells whether any port or count is another now.
     pub fn update(&mut self, state: &State, changes: &Changes) -> bool {
-        let changed = |ports: &mut Self, key: &ObjectKey| ports.set(key, wanted(state, key));
-        changes.services.iter().fold(false, |any, key| changed(self, key) | any)
+        changes.services.iter().fold(false, |any, key| self.set(key, wanted(state, key)) | any)
     }
 
     pub fn all(&self) -> Vec<HealthPort> {
@@ -21,11 +20,14 @@ impl HealthPorts {
     }
 
     fn set(&mut self, key: &ObjectKey, port: Option<HealthPort>) -> bool {
-        let before = match &port {
-            Some(port) => self.0.insert(key.clone(), port.clone()),
-            None => self.0.remove(key),
-        };
-        before != port
+        if self.0.get(key) == port.as_ref() {
+            return false;
+        }
+        match port {
+            Some(port) => drop(self.0.insert(key.clone(), port)),
+            None => drop(self.0.remove(key)),
+        }
+        true
     }
 }
 

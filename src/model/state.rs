@@ -175,13 +175,14 @@ impl State {
     }
 
     fn set_service(&mut self, key: ObjectKey, service: Option<Service>, changes: &mut Changes) {
-        let before = match &service {
-            Some(service) => self.services.insert(key.clone(), service.clone()),
-            None => self.services.remove(&key),
-        };
-        if before != service {
-            changes.services.insert(key);
+        if self.services.get(&key) == service.as_ref() {
+            return;
         }
+        match service {
+            Some(service) => drop(self.services.insert(key.clone(), service)),
+            None => drop(self.services.remove(&key)),
+        }
+        changes.services.insert(key);
     }
 
     fn set_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, changes: &mut Changes) {
@@ -221,21 +222,31 @@ impl State {
         self.received.services = true;
         let all: BTreeMap<_, _> = all.into_iter().collect();
         let gone: Vec<_> = self.services.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
-        gone.into_iter().for_each(|key| self.set_service(key, None, changes));
-        all.into_iter().for_each(|(key, service)| self.set_service(key, Some(service), changes));
+        for key in gone {
+            self.set_service(key, None, changes);
+        }
+        for (key, service) in all {
+            self.set_service(key, Some(service), changes);
+        }
     }
 
     fn replace_slices(&mut self, all: Vec<(ObjectKey, EndpointSlice)>, changes: &mut Changes) {
         self.received.slices = true;
         let all: HashMap<_, _> = all.into_iter().collect();
         let gone: Vec<_> = self.slices.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
-        gone.into_iter().for_each(|key| self.set_slice(key, None, changes));
-        all.into_iter().for_each(|(key, slice)| self.set_slice(key, Some(slice), changes));
+        for key in gone {
+            self.set_slice(key, None, changes);
+        }
+        for (key, slice) in all {
+            self.set_slice(key, Some(slice), changes);
+        }
     }
 
     fn replace_nodes(&mut self, all: Vec<(ObjectKey, Node)>, changes: &mut Changes) {
         self.received.nodes = true;
-        all.into_iter().for_each(|(key, node)| self.set_node(&key, Some(node), changes));
+        for (key, node) in all {
+            self.set_node(&key, Some(node), changes);
+        }
     }
 
     fn replace_addresses(&mut self, all: Vec<IpAddr>, changes: &mut Changes) {

@@ -12,7 +12,7 @@ mod socket;
 
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
-pub use nft::{NftKernel, encoded_len};
+pub use nft::NftKernel;
 
 use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};
@@ -53,4 +53,6 @@ pub enum Seen {
 pub struct Committed {
     /// The handles of the added rules, one for each `Op::AddRule`, in order.
     pub handles: Vec<Handle>,
+    /// How long the message was.
+    pub bytes: usize,
 }

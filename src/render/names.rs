@@ -47,7 +47,9 @@ pub fn owner(port: &ServicePort) -> Owner {
 /// The first 16 characters of the Base32 of a SHA-256: 80 bits, so two names never meet by chance.
 fn hash(parts: &[&str]) -> String {
     let mut sha = Sha256::new();
-    parts.iter().for_each(|part| sha.update(part));
+    for part in parts {
+        sha.update(part);
+    }
     let mut text = BASE32.encode(&sha.finalize());
     text.truncate(16);
     text

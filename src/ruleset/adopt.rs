@@ -83,7 +83,9 @@ impl Adoption {
     pub fn take(&mut self, owner: &Owner, block: &Block) {
         let keys = block.chains.iter().map(|chain| (chain.table, chain.name.clone()));
         let chains: Vec<_> = keys.filter(|key| self.found.chains.contains_key(key)).collect();
-        chains.iter().for_each(|key| _ = self.unwanted.remove(key));
+        for key in &chains {
+            self.unwanted.remove(key);
+        }
         let (tails, heads): (Vec<_>, Vec<_>) = block.groups.iter().partition(|g| g.side == Side::Tail);
         self.tails.extend(tails.into_iter().map(|group| (owner.clone(), group.clone())));
         let groups = heads.into_iter().filter_map(|group| take(&mut self.free, group)).collect();

@@ -186,7 +186,9 @@ impl Step {
     /// Appends another step's operations and notes behind this one's.
     fn absorb(&mut self, mut other: Self) {
         for (_, pending) in &mut other.owners {
-            pending.iter_mut().for_each(|p| p.shift(self.added));
+            if let Some(pending) = pending {
+                pending.shift(self.added);
+            }
         }
         self.transaction.ops.append(&mut other.transaction.ops);
         self.tables.append(&mut other.tables);

@@ -141,6 +141,7 @@ impl CtStates {
     pub const DNAT: Self = Self(1 << 7);
     pub const UNTRACKED: Self = Self(1 << 8);
 
+    #[must_use]
     pub const fn or(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
@@ -232,9 +233,10 @@ impl Rule {
         Self::default()
     }
 
+    /// A range of length zero holds every address, and iptables writes nothing for it.
     #[must_use]
     pub fn from(mut self, source: Negatable<IpNet>) -> Self {
-        self.source = Some(source);
+        self.source = Some(source).filter(|s| s.not || s.value.prefix_len() > 0);
         self
     }
 

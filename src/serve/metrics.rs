@@ -131,8 +131,6 @@ struct Kernel {
 #[derive(Debug)]
 struct Sources {
     events: Counters<ByKind>,
-    up: Gauge,
-    outages: Counter,
 }
 
 impl Metrics {
@@ -253,18 +251,6 @@ impl Metrics {
     /// An event came from the source.
     pub fn event_received(&self, kind: EventKind) {
         self.sources.events.get_or_create(&ByKind { kind }).inc();
-    }
-
-    /// The source of objects answers.
-    pub fn source_connected(&self) {
-        self.sources.up.set(1);
-    }
-
-    /// The source of objects answers no longer. Saying it twice counts one outage.
-    pub fn source_lost(&self) {
-        if self.sources.up.set(0) == 1 {
-            self.sources.outages.inc();
-        }
     }
 
     /// Where to read the packet counters at each scrape. Their two metrics appear with this; only the
@@ -427,11 +413,7 @@ impl Kernel {
 
 impl Sources {
     fn register(registry: &mut Registry) -> Self {
-        Self {
-            events: ours(registry, "events", "Events received from the source of objects"),
-            up: ours(registry, "source_up", "Whether the source of objects answers"),
-            outages: ours(registry, "source_outages", "Times the source of objects stopped answering"),
-        }
+        Self { events: ours(registry, "events", "Events received from the source of objects") }
     }
 }
 
@@ -556,9 +538,6 @@ mod tests {
             metrics.netlink_failed(errno);
         }
         metrics.event_received(EventKind::EndpointSlice);
-        metrics.source_connected();
-        metrics.source_lost();
-        metrics.source_lost();
         metrics.sync_retried(Family::Ipv4);
         for (sample, count) in [
             (r#"transactions_total{ip_family="IPv4",result="refused"}"#, "1"),
@@ -568,8 +547,6 @@ mod tests {
             (r#"netlink_errors_total{errno="EBUSY"}"#, "1"),
             (r#"netlink_errors_total{errno="other"}"#, "2"),
             (r#"events_total{kind="endpoint_slice"}"#, "1"),
-            ("source_up", "0"),
-            ("source_outages_total", "1"),
             (r#"sync_retries_total{ip_family="IPv4"}"#, "1"),
         ] {
             assert_eq!(value(&metrics, &format!("sluice_{sample}")).as_deref(), Some(count), "{sample}");

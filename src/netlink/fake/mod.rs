@@ -133,7 +133,8 @@ impl Kernel for FakeKernel {
         *tables = after;
         self.commits += 1;
         self.ops += transaction.len();
-        Ok(Committed { handles: tried.handles })
+        // Nothing is encoded here, so nothing has a length.
+        Ok(Committed { handles: tried.handles, bytes: 0 })
     }
 }
 

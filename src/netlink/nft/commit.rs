@@ -32,7 +32,7 @@ impl NftKernel {
         let answers = self.exchange(&batch)?;
         answers.check(transaction)?;
         match numbering.handles(&answers.handles) {
-            Some(handles) => Ok(Committed { handles }),
+            Some(handles) => Ok(Committed { handles, bytes: batch.as_bytes().len() }),
             None => Err(Error::HandlesUnknown),
         }
     }

@@ -20,7 +20,6 @@ use super::socket::{Peer, Socket};
 use super::{Committed, Kernel, Seen};
 use crate::net::Family;
 use crate::ruleset::{ChainName, Match, Op, Place, Rule, Table, Transaction};
-use batch::Batch;
 use wire::{NFGENMSG, NFTA_GEN_ID, kind, nfgenmsg};
 
 /// A send returns when the kernel is done, so answers are there at once; only a dump is still made while
@@ -130,14 +129,6 @@ fn kernel_error(step: Step, message: &Message<'_>) -> Error {
 
 fn no_answer(step: Step) -> Error {
     Error::NoAnswer { step, after: PATIENCE }
-}
-
-/// How many bytes `op` takes in a batch.
-pub fn encoded_len(family: Family, op: &Op) -> usize {
-    let mut batch = Batch::begin(family, 0, 1);
-    let empty = batch.as_bytes().len();
-    batch.push(family, 0, op, false);
-    batch.as_bytes().len() - empty
 }
 
 impl Kernel for NftKernel {

@@ -1,0 +1,223 @@
+//! The sync engine on the fake kernel (which tests/parity.rs holds to the real one): what a change costs in
+//! operations, and that whatever happens the result is what a full render says.
+
+mod world;
+
+use std::sync::Arc;
+
+use sluice::model::{Event, State};
+use sluice::net::{Family, Protocol};
+use sluice::netlink::fake::FakeKernel;
+use sluice::netlink::{Errno, Error, Kernel as _};
+use sluice::ruleset::{ChainName, Op, Table, Transaction};
+use sluice::serve::Metrics;
+use sluice::sync::{FamilySync, Inputs, Summary};
+use world::{Random, World, canonical, config, endpoint, facts, key, service, slice};
+
+const FAMILY: Family = Family::Ipv4;
+
+/// A family's sync with its kernel and state.
+struct Bench {
+    kernel: FakeKernel,
+    state: State,
+    sync: FamilySync,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { kernel: FakeKernel::new(), state: State::new("node-a"), sync: fresh_sync() }
+    }
+
+    /// Takes events in and syncs once; what the kernel was asked to do.
+    fn sync(&mut self, events: impl IntoIterator<Item = Event>) -> Summary {
+        self.note(events);
+        self.try_sync().expect("a sync")
+    }
+
+    fn note(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            let changes = self.state.apply(event);
+            self.sync.note(&changes);
+        }
+    }
+
+    fn try_sync(&mut self) -> Result<Summary, Error> {
+        let config = config();
+        let inputs = Inputs { config: &config, facts: facts(), state: &self.state };
+        self.sync.sync(&mut self.kernel, inputs)
+    }
+
+    /// What the kernel holds equals what a fresh node would be given for the same state.
+    fn assert_as_rendered(&self, what: &str) {
+        let want = world::rendered(&self.state, FAMILY);
+        let have = canonical(&self.kernel.save(FAMILY));
+        assert!(want == have, "{what}:\n{}", world::difference(&want, &have));
+    }
+}
+
+fn fresh_sync() -> FamilySync {
+    FamilySync::new(FAMILY, Arc::new(Metrics::new()))
+}
+
+/// Service `i` with endpoints on hosts 1 to `endpoints`.
+fn web(i: u8, endpoints: u8) -> [Event; 2] {
+    let name = format!("web-{i}");
+    let hosts = (1..=endpoints).map(|host| endpoint([10, 244, i, host].into()));
+    let slice = slice(&key("shop", &name), hosts.collect());
+    let service = service([10, 96, 0, i].into());
+    [Event::Slice(key("shop", &format!("{name}-x")), Some(slice)), Event::Service(key("shop", &name), Some(service))]
+}
+
+#[test]
+fn an_endpoint_costs_its_chain_and_the_balancing_chain() {
+    let mut bench = Bench::new();
+    bench.sync((1..=50).flat_map(|i| web(i, 2)));
+
+    // One more: its chain (1 + 2 rules), and the balancing chain flushed and refilled (1 + 1 + 3 rules).
+    let more = bench.sync([web(7, 3)[0].clone()]);
+    assert_eq!((more.services, more.transactions, more.operations), (1, 1, 8));
+    bench.assert_as_rendered("one endpoint more");
+
+    // One less: the balancing chain, then, in a transaction of its own, the chain that is gone.
+    let less = bench.sync([web(7, 2)[0].clone()]);
+    assert_eq!((less.services, less.transactions, less.operations), (1, 2, 1 + 1 + 2 + 1));
+    bench.assert_as_rendered("one endpoint less");
+}
+
+#[test]
+fn a_service_costs_what_it_has() {
+    let mut bench = Bench::new();
+    bench.sync((1..=50).flat_map(|i| web(i, 2)));
+    // Two endpoint chains of two rules, the balancing chain of three, one dispatch rule.
+    let added = bench.sync(web(51, 2));
+    assert_eq!((added.services, added.transactions, added.operations), (1, 1, 2 * 3 + 4 + 1));
+    bench.assert_as_rendered("a service more");
+    let removed = bench.sync([Event::Service(key("shop", "web-51"), None)]);
+    assert_eq!((removed.services, removed.transactions, removed.operations), (1, 1, 1 + 3));
+    bench.assert_as_rendered("a service less");
+}
+
+#[test]
+fn what_rules_do_not_depend_on_costs_nothing() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.note(web(1, 2));
+    assert!(!bench.sync.is_due());
+}
+
+#[test]
+fn a_service_that_loses_all_endpoints_is_refused_in_the_same_transaction() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    let summary = bench.sync([web(1, 0)[0].clone()]);
+    // Dispatch rule out, reject rule in; then the three chains.
+    assert_eq!((summary.transactions, summary.operations), (2, 2 + 3));
+    bench.assert_as_rendered("no endpoint");
+}
+
+#[test]
+fn a_restart_over_right_rules_sends_nothing() {
+    let mut bench = Bench::new();
+    bench.sync((1..=20).flat_map(|i| web(i, 3)));
+    let commits = bench.kernel.commits();
+    bench.sync = fresh_sync();
+    let summary = bench.sync([]);
+    assert_eq!((summary.operations, bench.kernel.commits()), (0, commits));
+}
+
+#[test]
+fn a_restart_removes_what_went_away_meanwhile() {
+    let mut bench = Bench::new();
+    bench.sync((1..=20).flat_map(|i| web(i, 3)));
+    bench.sync = fresh_sync();
+    bench.state = State::new("node-a");
+    bench.sync((1..=10).flat_map(|i| web(i, 2)));
+    bench.assert_as_rendered("half of the services, fewer endpoints");
+}
+
+#[test]
+fn a_failed_transaction_is_made_up_for() {
+    for errno in [Errno::EBUSY, Errno::ENOBUFS, Errno::ERESTART] {
+        let mut bench = Bench::new();
+        bench.sync(web(1, 2));
+        bench.note(web(2, 2));
+        bench.kernel.fail_next_commit(Error::RefusedWhole { errno, said: None });
+        assert!(bench.try_sync().is_err());
+        assert!(bench.sync.is_due(), "{errno}: it is still to be done");
+        bench.try_sync().expect("a sync");
+        bench.assert_as_rendered("after a failure");
+    }
+}
+
+#[test]
+fn a_read_that_was_interrupted_is_tried_again() {
+    let mut bench = Bench::new();
+    bench.kernel.fail_next_read(Error::Interrupted);
+    bench.note(web(1, 2));
+    assert!(bench.try_sync().is_err());
+    bench.try_sync().expect("a sync");
+    bench.assert_as_rendered("after an interrupted read");
+}
+
+#[test]
+fn rules_in_our_chains_that_nobody_wants_go_and_others_stay() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    let mine = ChainName::from("USER-CHAIN");
+    let mut foreign = Transaction::new(FAMILY);
+    foreign.ops.push(Op::AddChain { table: Table::Nat, chain: mine.clone() });
+    foreign.ops.push(Op::AddChain { table: Table::Nat, chain: "KUBE-SVC-STALE".into() });
+    bench.kernel.commit(&foreign).expect("foreign chains");
+    bench.kernel.add_foreign_rule(FAMILY, Table::Nat, &mine).expect("a rule");
+    bench.kernel.add_foreign_rule(FAMILY, Table::Nat, &"PREROUTING".into()).expect("a rule");
+    let before = bench.kernel.save(FAMILY);
+    bench.kernel.add_foreign_rule(FAMILY, Table::Nat, &"KUBE-SERVICES".into()).expect("a rule");
+    bench.sync = fresh_sync();
+    bench.sync([]);
+    assert_eq!(bench.kernel.save(FAMILY), before.replace(":KUBE-SVC-STALE - [0:0]\n", ""));
+}
+
+#[test]
+fn the_node_port_rule_stays_last() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.sync(web(2, 2));
+    let saved = bench.kernel.save(FAMILY);
+    let last = saved.lines().rfind(|line| line.starts_with("-A KUBE-SERVICES"));
+    assert!(last.is_some_and(|rule| rule.contains("must be the last rule")), "{last:?}");
+}
+
+#[test]
+fn random_histories_end_as_a_full_render_says() {
+    for seed in 1..=20 {
+        let mut random = Random::new(seed);
+        let mut world = World::default();
+        let mut bench = Bench::new();
+        for step in 0..100 {
+            bench.note(world.change(&mut random));
+            if random.below(10) == 0 {
+                bench.kernel.fail_next_commit(Error::RefusedWhole { errno: Errno::EBUSY, said: None });
+                // Nothing to send is nothing to fail.
+                let _ = bench.try_sync();
+            }
+            if random.below(25) == 0 {
+                bench.sync = fresh_sync();
+            }
+            while bench.sync.is_due() && bench.try_sync().is_err() {}
+            bench.assert_as_rendered(&format!("seed {seed}, step {step}"));
+        }
+    }
+}
+
+#[test]
+fn protocols_share_a_port() {
+    let mut bench = Bench::new();
+    let mut service = service([10, 96, 0, 1].into());
+    let mut udp = service.ports[0].clone();
+    udp.protocol = Protocol::Udp;
+    udp.name = "dns".into();
+    service.ports.push(udp);
+    bench.sync([Event::Service(key("shop", "both"), Some(service))]);
+    bench.assert_as_rendered("TCP and UDP");
+    assert_eq!(bench.kernel.save(FAMILY).matches("has no endpoints").count(), 2);
+}
