@@ -2,7 +2,7 @@
 //! client that reports what became of its question. SCTP goes the way of TCP where the kernel has it.
 
 use std::fmt;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::{OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -149,11 +149,6 @@ impl Session {
 
     pub fn fate(&mut self) -> Fate {
         fate(self.ask())
-    }
-
-    /// Whether the other side ended the connection.
-    pub fn ended(&mut self) -> bool {
-        matches!(self.0.read(&mut [0]), Ok(0))
     }
 }
 
