@@ -121,3 +121,18 @@ fn similar(when: &str, before: &str, after: &str) {
     assert_eq!(differing, None, "first difference after {when}; whole:\n{after}");
     assert_eq!(before.lines().count(), after.lines().count(), "lines after {when}:\n{after}");
 }
+
+#[test]
+fn iptables_legacy_is_named_and_left_alone() {
+    if !require_root("iptables-legacy") {
+        return;
+    }
+    let node = Namespace::golden("legacy");
+    let scratch = Scratch::new("legacy");
+    node.output(&["iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "7", "-j", "ACCEPT"]);
+    let sluice = Sluice::start(&node, &scratch, &[Service::new("web", 1, &[A1])]);
+    let log = sluice.stop();
+    assert!(log.contains("iptables-legacy is in use on this node (tables nat)"), "{log}");
+    let rules = node.output(&["iptables-legacy", "-t", "nat", "-S"]);
+    assert!(rules.contains("-A PREROUTING -p udp -m udp --dport 7 -j ACCEPT") && !rules.contains("KUBE-"), "{rules}");
+}
