@@ -1,5 +1,7 @@
 //! A small cluster made of model values, changed at random, and the text that a full render of it gives.
 
+#![allow(dead_code, reason = "of which each test file uses a part")]
+
 use std::net::IpAddr;
 
 use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
