@@ -18,6 +18,7 @@ fn config() -> RuleConfig {
         localhost_node_ports: true,
         node_port_addresses: NodePortAddresses::Within(Vec::new()),
         bind_address: None,
+        external_ips: true,
     }
 }
 
@@ -143,6 +144,17 @@ fn addresses_are_sorted_by_family_and_kept_as_listed() {
     rules.assert(2, &["-d 203.0.113.1/32", "KUBE-EXT-"]);
     let rules = Rules::of(&[load_balancer(&["198.51.100.1", "2001:db8::2"], &json!({})), remote()], Family::Ipv4);
     rules.assert(1, &["loadbalancer IP"]);
+}
+
+/// AllowServiceExternalIPs=false: no rule for them, but what they make of the Service stays (behaviour.md §2.2).
+#[test]
+fn external_ips_can_be_left_alone() {
+    let config = RuleConfig { external_ips: false, ..config() };
+    let spec = json!({ "externalIPs": ["203.0.113.1"], "externalTrafficPolicy": "Local" });
+    for endpoints in [remote(), local(), slice("web-a", &json!([]))] {
+        Rules::with(&config, &[service(&spec), endpoints], Family::Ipv4).assert(0, &["203.0.113.1"]);
+    }
+    Rules::with(&config, &[service(&spec), local()], Family::Ipv4).assert(1, &["-A KUBE-EXT-", "-j KUBE-SVL-"]);
 }
 
 /// The forms Go read up to 1.16, and its canonical way of writing them.

@@ -21,6 +21,7 @@ pub fn config() -> RuleConfig {
         localhost_node_ports: true,
         node_port_addresses: NodePortAddresses::Within(Vec::new()),
         bind_address: None,
+        external_ips: true,
     }
 }
 
