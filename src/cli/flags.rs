@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser, value_parser};
 
-use crate::config::parse_duration;
+use crate::config::{parse_bool, parse_duration};
 
 /// What kind of value a flag takes, as Go's pflag reads it.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// `--flag` or `--flag=true|false`.
+    /// `--flag` or `--flag=true|false`, or what else Go takes for these words.
     Bool,
     Text,
     Number,
@@ -112,6 +112,13 @@ const FLAGS: &[Flag] = &[
         RULES,
         "Let conntrack accept packets outside the TCP window (sets nf_conntrack_tcp_be_liberal)",
     ),
+    flag(
+        "feature-gates",
+        Kind::Text,
+        "",
+        RULES,
+        "Gate=true or Gate=false, with commas between: AllowServiceExternalIPs=false leaves externalIPs alone",
+    ),
     flag("healthz-bind-address", Kind::Text, "0.0.0.0:10256", SERVING, "Where /healthz and /livez answer; empty: nowhere"),
     flag("metrics-bind-address", Kind::Text, "127.0.0.1:10249", SERVING, "Where /metrics answers; empty: nowhere"),
     flag("bind-address-hard-fail", Kind::Bool, "false", SERVING, "End the process when one of these addresses cannot be bound"),
@@ -130,7 +137,6 @@ const FLAGS: &[Flag] = &[
     idle("conntrack-tcp-timeout-established", Kind::Duration),
     idle("conntrack-udp-timeout", Kind::Duration),
     idle("conntrack-udp-timeout-stream", Kind::Duration),
-    idle("feature-gates", Kind::Text),
     idle("healthz-port", Kind::Number),
     idle("ipvs-exclude-cidrs", Kind::List),
     idle("ipvs-min-sync-period", Kind::Duration),
@@ -202,7 +208,7 @@ fn arg(flag: &Flag) -> Arg {
             .default_missing_value("true")
             .hide_possible_values(true)
             .value_name("true|false")
-            .value_parser(value_parser!(bool)),
+            .value_parser(parse_bool),
         Kind::Text => arg.value_name("TEXT"),
         Kind::Number => arg.value_name("N").allow_negative_numbers(true).value_parser(value_parser!(i64)),
         Kind::Duration => arg.value_name("DURATION").value_parser(parse_duration),
