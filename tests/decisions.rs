@@ -354,6 +354,26 @@ fn node_ports_on_the_primary_address() {
     Rules::with(&config, &[], Family::Ipv4).assert(1, &["must be the last rule", "--dst-type LOCAL"]);
 }
 
+/// Where health check ports listen: a family without a range of its own keeps all its addresses, the other does not.
+#[test]
+fn node_port_addresses_of_each_family() {
+    let with = |ranges: &[&str]| {
+        let ranges = ranges.iter().filter_map(|range| parse_cidr(range)).collect();
+        let config = RuleConfig { node_port_addresses: NodePortAddresses::Within(ranges), ..config() };
+        let mut state = State::new("node-a");
+        let addresses = ["127.0.0.1", "172.31.0.11", "::1", "fd31::b"];
+        state.apply(Event::Addresses(addresses.map(|a| a.parse().expect("an address")).to_vec()));
+        let found = render::node_port_addresses(&config, &state, &Family::ALL);
+        found.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(with(&[]), None);
+    assert_eq!(with(&["0.0.0.0/0", "::/0"]), None);
+    assert_eq!(with(&["172.31.0.0/24"]).as_deref(), Some("172.31.0.11 ::"));
+    assert_eq!(with(&["fd31::/64"]).as_deref(), Some("0.0.0.0 fd31::b"));
+    assert_eq!(with(&["172.31.0.0/24", "fd31::/64"]).as_deref(), Some("172.31.0.11 fd31::b"));
+    assert_eq!(with(&["203.0.113.0/24", "fd31::/64"]).as_deref(), Some("fd31::b"));
+}
+
 /// Hints of a zone with an empty name are none, and neither is a node in such a zone anywhere.
 #[test]
 fn an_empty_zone_is_no_zone() {

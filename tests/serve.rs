@@ -444,3 +444,19 @@ async fn health_check_ports_follow_the_nodes_addresses() {
     answer_of(second, "svc1", 1).await;
     assert!(ports.failures().borrow().is_empty());
 }
+
+/// As with --nodeport-addresses of IPv4 alone: the other family has no restriction, and this one keeps its own.
+#[tokio::test]
+async fn health_check_ports_are_restricted_by_family() {
+    let (ports, _shutdown, _task) = start_ports(healthy());
+    let port = free_port().await;
+    ports.listen_on(ListenOn::These(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::UNSPECIFIED.into()]));
+    ports.sync(vec![wanted("svc1", port, 1)]);
+    answer_of(at(port), "svc1", 1).await;
+    answer_of((Ipv6Addr::LOCALHOST, port).into(), "svc1", 1).await;
+    assert!(is_closed((Ipv4Addr::new(127, 0, 0, 2), port).into()).await);
+    assert!(ports.failures().borrow().is_empty());
+    ports.listen_on(ListenOn::All);
+    answer_of((Ipv4Addr::new(127, 0, 0, 2), port).into(), "svc1", 1).await;
+    assert!(ports.failures().borrow().is_empty());
+}

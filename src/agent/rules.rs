@@ -227,7 +227,7 @@ impl RuleLoop {
         let done = self.families.iter().all(|family| !family.sync.is_due());
         if done {
             self.reports.metrics.changes_taken();
-            let addresses = render::node_port_addresses(&self.config.rules, &self.state);
+            let addresses = render::node_port_addresses(&self.config.rules, &self.state, &self.ground.families);
             self.reports.service_health.listen_on(addresses.map_or(ListenOn::All, ListenOn::These));
             if let Some(ports) = self.health_ports.take_changed() {
                 self.reports.service_health.sync(ports);

@@ -7,7 +7,7 @@
 pub mod iptables;
 pub mod names;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -107,8 +107,8 @@ fn local_detector(config: &DetectLocal, node: Option<&Node>, family: Family) -> 
 fn node_ip(config: &RuleConfig, node: Option<&Node>, family: Family) -> IpAddr {
     let bound = config.bind_address.filter(|a| Family::of(*a) == family);
     bound.or_else(|| node.and_then(|n| n.primary_addresses()[family])).unwrap_or(match family {
-        Family::Ipv4 => std::net::Ipv4Addr::LOCALHOST.into(),
-        Family::Ipv6 => std::net::Ipv6Addr::LOCALHOST.into(),
+        Family::Ipv4 => Ipv4Addr::LOCALHOST.into(),
+        Family::Ipv6 => Ipv6Addr::LOCALHOST.into(),
     })
 }
 
@@ -187,12 +187,17 @@ pub fn wants_route_localnet(config: &RuleConfig) -> bool {
     config.localhost_node_ports && covers_loopback(&of_family(ranges, Family::Ipv4))
 }
 
-/// The addresses, of both families, that node ports are meant for; `None`: all of the node's.
-pub fn node_port_addresses(config: &RuleConfig, state: &State) -> Option<Vec<IpAddr>> {
-    let families = Family::ALL.map(|family| node_ports(config, state, family).0);
-    let only = families.into_iter().map(|ports| match ports {
-        NodePorts::Any => None,
-        NodePorts::Only(addresses) => Some(addresses),
-    });
-    only.collect::<Option<Vec<_>>>().map(|addresses| addresses.concat())
+/// The addresses, of these families, that node ports are meant for; `None`: all of the node's. All of one family alone
+/// is its unspecified address.
+pub fn node_port_addresses(config: &RuleConfig, state: &State, families: &[Family]) -> Option<Vec<IpAddr>> {
+    let families: Vec<_> = families.iter().map(|&family| (family, node_ports(config, state, family).0)).collect();
+    if families.iter().all(|(_, ports)| *ports == NodePorts::Any) {
+        return None;
+    }
+    let of_family = |(family, ports)| match (ports, family) {
+        (NodePorts::Only(addresses), _) => addresses,
+        (NodePorts::Any, Family::Ipv4) => vec![Ipv4Addr::UNSPECIFIED.into()],
+        (NodePorts::Any, Family::Ipv6) => vec![Ipv6Addr::UNSPECIFIED.into()],
+    };
+    Some(families.into_iter().flat_map(of_family).collect())
 }

@@ -167,22 +167,27 @@ pub async fn fired(mut shutdown: Shutdown) {
 /// addresses of both, as far as the kernel has them. Needs a tokio runtime.
 pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if !address.ip().is_unspecified() {
-        return listen(address);
+        return bind_family(address);
     }
-    match listen((Ipv6Addr::UNSPECIFIED, address.port()).into()) {
+    match listen((Ipv6Addr::UNSPECIFIED, address.port()).into(), false) {
         Ok(listener) => Ok(listener),
         Err(error) if matches!(error.kind(), ErrorKind::AddrInUse | ErrorKind::PermissionDenied) => Err(error),
         // The kernel has no IPv6.
-        Err(_) => listen(address),
+        Err(_) => bind_family(address),
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// Listens for the address's own family alone: its unspecified address means all addresses of that family.
+pub fn bind_family(address: SocketAddr) -> io::Result<TcpListener> {
+    listen(address, true)
+}
+
+fn listen(address: SocketAddr, only_v6: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), None)?;
     // Connections of a predecessor that are still closing must not keep us from its port.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(!address.ip().is_unspecified())?;
+        socket.set_only_v6(only_v6)?;
     }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;

@@ -38,9 +38,12 @@ pub enum ListenOn {
     /// All addresses of both families.
     #[default]
     All,
-    /// The node's addresses that `--nodeport-addresses` selects.
+    /// The node's addresses that `--nodeport-addresses` selects; the unspecified address: all of its family.
     These(Vec<IpAddr>),
 }
+
+/// Where one listener listens; `None`: everywhere, in both families.
+type Place = Option<IpAddr>;
 
 /// A port that could not be opened. It is tried again until it can be or is no longer wanted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,7 +82,7 @@ struct Port {
     service: ObjectKey,
     local_endpoints: Arc<AtomicUsize>,
     /// One task per address. Empty as long as nothing could be bound.
-    listeners: BTreeMap<IpAddr, JoinSet<std::convert::Infallible>>,
+    listeners: BTreeMap<Place, JoinSet<std::convert::Infallible>>,
 }
 
 impl ServiceHealth {
@@ -148,7 +151,7 @@ impl Servers {
     }
 
     /// Closes what is no longer wanted, and returns when it is closed: a port may move to another Service.
-    async fn close(&mut self, claims: &BTreeMap<u16, &HealthPort>, addresses: &BTreeSet<IpAddr>) {
+    async fn close(&mut self, claims: &BTreeMap<u16, &HealthPort>, addresses: &BTreeSet<Place>) {
         for (number, port) in &mut self.open {
             let kept = claims.get(number).is_some_and(|claim| claim.service == port.service);
             for (address, listener) in &mut port.listeners {
@@ -162,7 +165,7 @@ impl Servers {
     }
 
     /// Listens on what is missing and sets the count. An address that fails keeps none of the others closed.
-    fn open(&mut self, wanted: &HealthPort, addresses: &BTreeSet<IpAddr>) -> io::Result<()> {
+    fn open(&mut self, wanted: &HealthPort, addresses: &BTreeSet<Place>) -> io::Result<()> {
         let port = self.open.entry(wanted.port).or_insert_with(|| Port::new(wanted.service.clone()));
         port.local_endpoints.store(wanted.local_endpoints, Ordering::Relaxed);
         let mut outcome = Ok(());
@@ -170,7 +173,11 @@ impl Servers {
             if port.listeners.contains_key(&address) {
                 continue;
             }
-            match http::bind(SocketAddr::new(address, wanted.port)) {
+            let bound = match address {
+                Some(address) => http::bind_family(SocketAddr::new(address, wanted.port)),
+                None => http::bind((Ipv4Addr::UNSPECIFIED, wanted.port).into()),
+            };
+            match bound {
                 Ok(listener) => {
                     let mut task = JoinSet::new();
                     task.spawn(http::serve(listener, port.handler(&self.health), self.limits));
@@ -221,11 +228,10 @@ fn claim<'a>(wanted: &'a [HealthPort], open: &BTreeMap<u16, Port>) -> (BTreeMap<
 }
 
 impl ListenOn {
-    fn addresses(&self) -> BTreeSet<IpAddr> {
+    fn addresses(&self) -> BTreeSet<Place> {
         match self {
-            // Binding the unspecified address covers both families.
-            Self::All => BTreeSet::from([Ipv4Addr::UNSPECIFIED.into()]),
-            Self::These(addresses) => addresses.iter().copied().collect(),
+            Self::All => BTreeSet::from([None]),
+            Self::These(addresses) => addresses.iter().copied().map(Some).collect(),
         }
     }
 }
