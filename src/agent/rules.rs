@@ -58,6 +58,8 @@ struct Paced {
     sync: FamilySync,
     failures: u32,
     not_before: Option<Instant>,
+    /// Was there ever a sync without failure?
+    in_force: bool,
     last: Summary,
 }
 
@@ -67,6 +69,7 @@ impl RuleLoop {
             sync: FamilySync::new(family, Arc::clone(&reports.metrics)),
             failures: 0,
             not_before: None,
+            in_force: false,
             last: Summary::default(),
         };
         Self {
@@ -241,9 +244,10 @@ impl Paced {
         self.last = summary;
         health.updated(family);
         let Summary { services, transactions, operations, bytes } = summary;
-        let first = std::mem::take(&mut self.failures) > 0 || self.not_before.take().is_some();
-        if first {
-            tracing::info!(%family, services, operations, ?took, "rules programmed again");
+        let again = std::mem::take(&mut self.failures) > 0 || self.not_before.take().is_some();
+        let first = !std::mem::replace(&mut self.in_force, true);
+        if first || again {
+            tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
         } else {
             tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
         }
