@@ -3,6 +3,8 @@
 //! [`Raw`] is what the user typed, by whatever way; [`Config::resolve`] checks it. No I/O here: what the
 //! environment or the kernel says is put in by the caller.
 
+mod text;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;

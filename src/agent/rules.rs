@@ -246,7 +246,7 @@ impl Paced {
         self.not_before = None;
         let Summary { services, transactions, operations, bytes } = summary;
         if first || failures > 0 {
-            tracing::info!(%family, services, operations, failures, ?took, "rules programmed");
+            tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
         } else {
             tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
         }
