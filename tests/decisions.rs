@@ -374,7 +374,7 @@ fn node_port_addresses_of_each_family() {
     assert_eq!(with(&["203.0.113.0/24", "fd31::/64"]).as_deref(), Some("fd31::b"));
 }
 
-/// Hints of a zone with an empty name are none, and neither is a node in such a zone anywhere.
+/// A node whose zone has an empty name is in none. (The API refuses such hints; a file can have them.)
 #[test]
 fn an_empty_zone_is_no_zone() {
     let mut node = node(&[]);

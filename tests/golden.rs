@@ -129,6 +129,45 @@ fn programmed_rules_are_kube_proxys() {
     });
 }
 
+/// Flags that no scenario has: prefixes that end within a byte, the longest names, the outermost marks.
+const ODD_FLAGS: [&str; 7] = [
+    "--cluster-cidr=10.128.0.0/14,fd00:10:244::/50",
+    "--cluster-cidr=128.0.0.0/1,8000::/1 --iptables-masquerade-bit=31",
+    "--cluster-cidr=10.0.0.1/31,fd00::1/127 --iptables-masquerade-bit=0",
+    "--detect-local-mode=BridgeInterface --pod-bridge-interface=fifteen-chars-x",
+    "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=fifteen-chars-",
+    "--detect-local-mode=InterfaceNamePrefix --pod-interface-name-prefix=v",
+    "--nodeport-addresses=127.0.0.0/9,172.31.0.0/25 --masquerade-all",
+];
+
+/// Whatever is asked for, the kernel takes it, iptables prints it as it was rendered, and it is known again.
+#[test]
+fn rules_of_odd_flags_are_programmed_as_rendered() {
+    if !require_root("rules_of_odd_flags_are_programmed_as_rendered") {
+        return;
+    }
+    let scratch = Scratch::new("golden-odd");
+    let objects = Path::new(GOLDEN).join("loadbalancer-source-ranges-special/objects.yaml");
+    for (i, odd) in ODD_FLAGS.into_iter().enumerate() {
+        let node = Namespace::golden(&format!("odd-{i}"));
+        let with_flags = |command: &mut Command| {
+            let odd: Vec<_> = odd.split(' ').collect();
+            let output = command.arg("--hostname-override=node-a").args(odd).arg("--manifests").arg(&objects).output();
+            String::from_utf8(output.expect("sluice").stdout).expect("text")
+        };
+        let first = with_flags(node.command(SLUICE).arg("--once"));
+        assert!(first.starts_with("programmed"), "{odd}: {first}");
+        let again = with_flags(node.command(SLUICE).arg("--once"));
+        assert_eq!(again.matches(" 0 operations in 0 transactions").count(), 2, "{odd}: {again}");
+        for (family, tool, dump) in FAMILIES {
+            let rendered = with_flags(Command::new(SLUICE).args(["render", NODE_IPS, "--family", family]));
+            let want = scratch.file(&format!("{i}-{dump}"));
+            fs::write(&want, rendered).expect("a file");
+            assert_eq!(differences(&scratch, &want, &node.output(&[tool])), "", "{odd} {family}");
+        }
+    }
+}
+
 /// The steps of a sequence: number, and whether it deletes.
 fn steps(sequence: &Path) -> Vec<(String, bool)> {
     let step = |path: PathBuf| {
