@@ -280,7 +280,8 @@ fn help_and_version_are_answers_and_no_errors() {
         }
         let words: Vec<_> = out.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();
         let names = ALL_OF_KUBE_PROXY.split_whitespace().filter_map(|flag| flag.split('=').next());
-        for name in names.chain(["--config", "--cleanup", "--init-only", "--write-config-to", "--manifests", "--once", "--mode"]) {
+        for name in names.chain(["--config", "--cleanup", "--init-only", "--write-config-to", "--manifests", "--once", "--mode"])
+        {
             assert!(words.contains(&name), "{flags:?}: {name} is not there:\n{out}");
         }
         assert!(out.lines().all(|line| line.chars().count() <= 100), "{flags:?}: too wide:\n{out}");
