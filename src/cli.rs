@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgMatches, Command};
 
-use crate::config::{Config, Invalid, Raw, Source};
+use crate::config::{Config, Invalid, Raw, Source, feature_gates};
 use crate::model::{Event, State};
 use crate::net::Family;
 use crate::render::{self, KernelFacts};
@@ -105,7 +105,9 @@ fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
     }
     let config = Config::resolve(raw(matches)?)?;
     logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
-    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).collect();
+    let gates = feature_gates(&flags::text(matches, "feature-gates"))?.without_effect;
+    let gates = gates.into_iter().map(|gate| format!("--feature-gates={gate}"));
+    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).chain(gates).collect();
     if !idle.is_empty() {
         tracing::warn!("accepted, but without effect in this version: {}", idle.join(" "));
     }
@@ -148,6 +150,7 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
         localhost_node_ports: flags::is_set(matches, "iptables-localhost-nodeports"),
         node_port_addresses: list("nodeport-addresses"),
         tcp_be_liberal: flags::is_set(matches, "conntrack-tcp-be-liberal"),
+        feature_gates: text("feature-gates"),
         sync_period: flags::duration(matches, "iptables-sync-period"),
         min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
     })

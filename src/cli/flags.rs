@@ -6,12 +6,12 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser};
 
-use crate::config::parse_duration;
+use crate::config::{parse_bool, parse_duration};
 
 /// What kind of value a flag takes, as Go's pflag reads it.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// `--flag` or `--flag=true|false`.
+    /// `--flag` or `--flag=true|false`, or what else Go takes for these words.
     Bool,
     Text,
     Number,
@@ -111,6 +111,13 @@ const FLAGS: &[Flag] = &[
         RULES,
         "Let conntrack accept packets outside the TCP window (sets nf_conntrack_tcp_be_liberal)",
     ),
+    flag(
+        "feature-gates",
+        Kind::Text,
+        "",
+        RULES,
+        "Gate=true or Gate=false, with commas between: AllowServiceExternalIPs=false leaves externalIPs alone",
+    ),
     flag("healthz-bind-address", Kind::Text, "0.0.0.0:10256", SERVING, "Where /healthz and /livez answer; empty: nowhere"),
     flag("metrics-bind-address", Kind::Text, "127.0.0.1:10249", SERVING, "Where /metrics answers; empty: nowhere"),
     flag("bind-address-hard-fail", Kind::Bool, "false", SERVING, "End the process when one of these addresses cannot be bound"),
@@ -129,7 +136,6 @@ const FLAGS: &[Flag] = &[
     idle("conntrack-tcp-timeout-established", Kind::Duration),
     idle("conntrack-udp-timeout", Kind::Duration),
     idle("conntrack-udp-timeout-stream", Kind::Duration),
-    idle("feature-gates", Kind::Text),
     idle("healthz-port", Kind::Number),
     idle("ipvs-exclude-cidrs", Kind::List),
     idle("ipvs-min-sync-period", Kind::Duration),
@@ -253,15 +259,6 @@ fn arg(flag: &Flag) -> Arg {
     let arg = if matches!(flag.kind, Kind::List) { arg } else { arg.overrides_with(flag.name) };
     let arg = if flag.name == "proxy-mode" { arg.visible_alias("mode") } else { arg };
     arg.hide(flag.effect == Effect::None)
-}
-
-/// What Go's `strconv.ParseBool` reads.
-fn parse_bool(text: &str) -> Result<bool, String> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-        _ => Err(format!("{text:?} is not true or false")),
-    }
 }
 
 fn parse_number(text: &str) -> Result<i64, String> {

@@ -172,19 +172,26 @@ fn parse_addresses(
     })
 }
 
-/// The ClusterIP of each family: from `clusterIPs` where `ipFamilies` says whose they are, else from
-/// `clusterIP` (behaviour.md §2.2).
+/// The ClusterIP of each family: the n-th of `clusterIPs` is of the n-th of `ipFamilies`. Without those lists,
+/// `clusterIP` alone counts (behaviour.md §2.2).
 fn parse_cluster_ips(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> PerFamily<Option<IpAddr>> {
     let mut found = PerFamily::<Option<IpAddr>>::default();
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let families = spec.ip_families.as_deref().unwrap_or_default();
-    let single = spec.cluster_ip.as_slice();
-    let (field, texts) =
-        if families.is_empty() || listed.is_empty() { ("spec.clusterIP", single) } else { ("spec.clusterIPs", listed) };
-    for text in texts {
+    if families.is_empty() || listed.is_empty() {
+        let text = spec.cluster_ip.as_deref().unwrap_or_default();
         match parse_ip(text) {
-            Some(address) => found[Family::of(address)] = found[Family::of(address)].or(Some(address)),
-            None => problems.push(Problem { field: field.into(), cause: format!("{text:?} is not an IP address") }),
+            Some(address) => found[Family::of(address)] = Some(address),
+            None => problems.push(Problem { field: "spec.clusterIP".into(), cause: format!("{text:?} is not an IP address") }),
+        }
+    }
+    for (i, (family, text)) in families.iter().zip(listed).enumerate() {
+        match parse_ip(text).filter(|&address| Family::of(address).as_str() == family) {
+            Some(address) => found[Family::of(address)] = Some(address),
+            None => problems.push(Problem {
+                field: format!("spec.clusterIPs[{i}]"),
+                cause: format!("{text:?} is not an {family} address, as spec.ipFamilies[{i}] says"),
+            }),
         }
     }
     found
