@@ -211,8 +211,11 @@ fn assert_json(log: &str) {
 fn the_log_of_a_start_is_short_and_in_plain_words() {
     let Some(node) = Node::new("bad-log") else { return };
     node.write_objects(&good("web", 1));
-    let flags =
-        ["--cluster-cidr=10.244.0.0/16,fd00:10:244::/56", "--iptables-min-sync-period=1s", "--nodeport-addresses=primary"];
+    let flags = [
+        "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
+        "--iptables-min-sync-period=1s",
+        "--feature-gates=AllowServiceExternalIPs=false",
+    ];
     let run = node.run(&flags);
     run.wait_for_log("IPv4 rules are in force: 1 services");
     run.wait_for_log("IPv6 rules are in force");
