@@ -63,10 +63,23 @@ fn unusable(line: &str) -> ExitCode {
 fn ending(outcome: &anyhow::Result<()>, form: Form) -> ExitCode {
     match (outcome, form) {
         (Ok(()), _) => return ExitCode::SUCCESS,
-        (Err(error), Form::Text) => eprintln!("error: {error:#}"),
-        (Err(error), Form::Json) => tracing::error!("{error:#}"),
+        (Err(error), Form::Text) => eprintln!("error: {}", chain(error)),
+        (Err(error), Form::Json) => tracing::error!("{}", chain(error)),
     }
     ExitCode::FAILURE
+}
+
+/// An error and its causes in one line. Some libraries repeat the cause in their own text: it is said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line
 }
 
 fn command() -> Command {
