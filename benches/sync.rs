@@ -5,7 +5,6 @@
 #[path = "../tests/netns/mod.rs"]
 mod netns;
 #[path = "../tests/world/mod.rs"]
-#[allow(dead_code, reason = "the tests use more of it")]
 mod world;
 
 use std::sync::Arc;

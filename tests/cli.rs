@@ -284,7 +284,7 @@ fn help_and_version_are_answers_and_no_errors() {
         {
             assert!(words.contains(&name), "{flags:?}: {name} is not there:\n{out}");
         }
-        assert!(out.lines().all(|line| line.chars().count() <= 170), "{flags:?}: too wide:\n{out}");
+        assert!(out.lines().all(|line| line.chars().count() <= 100), "{flags:?}: too wide:\n{out}");
     }
 }
 

@@ -224,30 +224,14 @@ pub(super) fn wants_version(matches: &ArgMatches) -> bool {
 
 /// What `--help` says below the flags.
 pub(super) fn afterword() -> String {
-    let idle = paragraph(FLAGS.iter().filter(|flag| flag.effect == Effect::None).map(|flag| flag.name));
-    let refused = paragraph(NOT_BUILT.iter().map(|flag| flag.name));
+    let names = |list: Vec<&str>| list.iter().map(|name| format!("--{name}")).collect::<Vec<_>>().join(" ");
+    let idle = names(FLAGS.iter().filter(|flag| flag.effect == Effect::None).map(|flag| flag.name).collect());
+    let refused = names(NOT_BUILT.iter().map(|flag| flag.name).collect());
     format!(
         "Accepted for kube-proxy's sake, without effect in this version (a use is named in the log):\n{idle}\n\n\
          Not built into this version yet:\n{refused}\n\n\
          Exit codes: 0 done, 1 failed, 2 arguments that cannot be used."
     )
-}
-
-/// Flags in lines of a terminal's width.
-fn paragraph(names: impl Iterator<Item = &'static str>) -> String {
-    const WIDTH: usize = 96;
-    let mut lines = vec![String::new()];
-    for name in names {
-        let line = match lines.pop() {
-            Some(line) if line.len() + name.len() + 4 <= WIDTH => line,
-            full => {
-                lines.extend(full);
-                String::new()
-            }
-        };
-        lines.push(format!("{line}  --{name}"));
-    }
-    lines.join("\n")
 }
 
 /// `render --family`.
