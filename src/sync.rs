@@ -191,14 +191,27 @@ impl Programmed {
     }
 }
 
+/// How often the rules are read in the hope that nobody changes any meanwhile.
+const READINGS: usize = 2;
+
 /// Reads what the kernel holds and hands it to those who want it.
 fn read_back(kernel: &mut dyn Kernel, context: &Context<'_>, layout: &'static Layout) -> Result<Applied, netlink::Error> {
     let mut found = Found::new(layout);
-    kernel.read(context.family, &mut |seen| match seen {
-        Seen::Table(table) => found.table(table),
-        Seen::Chain { table, chain } => found.chain(table, chain),
-        Seen::Rule { table, chain, handle, rule } => found.rule(table, chain, handle, rule.as_ref()),
-    })?;
+    for _ in 0..READINGS {
+        found = Found::new(layout);
+        let outcome = kernel.read(context.family, &mut |seen| match seen {
+            Seen::Table(table) => found.table(table),
+            Seen::Chain { table, chain } => found.chain(table, chain),
+            Seen::Rule { table, chain, handle, rule } => found.rule(table, chain, handle, rule.as_ref()),
+        });
+        match outcome {
+            Ok(()) => break,
+            // Some programs change rules of theirs all the time, and waiting for them to end may be waiting
+            // for ever. Where one did change what is ours, the kernel refuses what we make of an old reading.
+            Err(netlink::Error::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+    }
     let nothing = found.is_nothing();
     let mut adoption: Adoption = found.adopt();
     let (owner, block) = render::mode(context);

@@ -207,7 +207,9 @@ impl RuleLoop {
         }
         self.last_sync = Some(Instant::now());
         match failed {
-            Some((family, error)) if self.config.once => Err(error).with_context(|| format!("program {family} rules")),
+            Some((family, error)) if self.config.once && !error.is_retryable() => {
+                Err(error).with_context(|| format!("program {family} rules"))
+            }
             Some(_) => Ok(false),
             None => Ok(self.all_done()),
         }

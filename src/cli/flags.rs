@@ -194,7 +194,8 @@ pub(super) fn args() -> Vec<Arg> {
 pub(super) fn run_args() -> Vec<Arg> {
     let once = flag("once", Kind::Bool, "false", PACE, "Program the first complete state, print a summary, and exit");
     let refused = NOT_BUILT.iter().map(|f| arg(&flag(f.name, f.kind, "", "", "")).hide(true));
-    let format = Arg::new("logging-format").long("logging-format").help_heading("Logging").help("text or json");
+    let format =
+        Arg::new("logging-format").long("logging-format").help_heading("Logging").value_name("FORMAT").help("How log lines look");
     let verbosity = Arg::new("verbosity").short('v').long("v").help_heading("Logging").value_name("LEVEL");
     let own = [
         arg(&once),

@@ -1,6 +1,7 @@
 //! The configuration as an operator reads it in the log: the command line that would make it.
 //!
-//! Every flag that has an effect is there, also where nobody gave it; what means "not set" is left out.
+//! Every flag that has an effect is there, also where nobody gave it; what means "not set" is left out,
+//! and so is a feature gate that is as it is by default.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -43,7 +44,8 @@ fn rules(f: &mut Formatter<'_>, config: &RuleConfig) -> fmt::Result {
         NodePortAddresses::Primary => word(f, "nodeport-addresses", &"primary")?,
         NodePortAddresses::Within(ranges) => list(f, "nodeport-addresses", ranges)?,
     }
-    config.bind_address.iter().try_for_each(|address| word(f, "bind-address", address))
+    config.bind_address.iter().try_for_each(|address| word(f, "bind-address", address))?;
+    if config.external_ips { Ok(()) } else { word(f, "feature-gates", &"AllowServiceExternalIPs=false") }
 }
 
 fn detect_local(f: &mut Formatter<'_>, detect: &DetectLocal) -> fmt::Result {

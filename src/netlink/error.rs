@@ -63,7 +63,7 @@ impl fmt::Display for Step {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The rules changed while they were read; read again.
+    /// The rules changed while they were read: what was read is of several moments.
     #[error("the rules changed while they were read")]
     Interrupted,
     /// The operations of a transaction that could not be done; nothing of it was applied.

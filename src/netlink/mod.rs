@@ -23,8 +23,8 @@ pub trait Kernel {
     /// Reads the tables of `family` that iptables users share, telling `visit` of each thing: tables
     /// first, then chains, then rules in the order they have in their chain.
     ///
-    /// Fails with [`Error::Interrupted`] when somebody changed the rules meanwhile: what was visited
-    /// may then be a mixture, start anew.
+    /// Fails with [`Error::Interrupted`] when somebody changed rules meanwhile, of whatever table: all has
+    /// been visited then, each chain in itself as it was at one moment, but not all at the same moment.
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error>;
 
     /// Applies a transaction, whole or not at all.

@@ -4,6 +4,7 @@
 
 pub mod lab;
 pub mod netns;
+pub mod node;
 pub mod objects;
 pub mod proxy;
 pub mod traffic;

@@ -47,7 +47,7 @@ impl FakeKernel {
         self.failing_commit = Some(error);
     }
 
-    /// Lets the next reading fail so, after nothing was visited.
+    /// Lets the next reading fail so: after all was visited with [`Error::Interrupted`], else at once.
     pub fn fail_next_read(&mut self, error: Error) {
         self.failing_read = Some(error);
     }
@@ -85,9 +85,11 @@ fn save_table(table: &FakeTable) -> String {
 
 impl Kernel for FakeKernel {
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
-        if let Some(error) = self.failing_read.take() {
-            return Err(error);
-        }
+        let late = match self.failing_read.take() {
+            None => Ok(()),
+            Some(Error::Interrupted) => Err(Error::Interrupted),
+            Some(error) => return Err(error),
+        };
         let tables = &self.tables[family];
         for table in tables {
             visit(Seen::Table(table.name));
@@ -101,7 +103,7 @@ impl Kernel for FakeKernel {
                 visit(Seen::Rule { table, chain: name.clone(), handle: slot.handle, rule });
             }
         }
-        Ok(())
+        late
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {

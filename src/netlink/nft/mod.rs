@@ -61,7 +61,13 @@ impl NftKernel {
         trial.ops.push(Op::AddTable(table));
         trial.ops.push(Op::AddChain { table, chain: chain.clone() });
         trial.ops.push(Op::AddRule { table, chain, place: Place::Tail, rule });
-        self.try_out(&trial)
+        self.try_out(&trial).map_err(|error| match &error {
+            // Table and chain are fine; the rule is the third operation.
+            Error::Refused(refusals) if refusals[0].op == 2 && refusals[0].errno == Errno::ENOENT => {
+                Error::Unsupported { what: "xt extensions in nf_tables (modules nft_compat, xt_statistic)", errno: Errno::ENOENT }
+            }
+            _ => error,
+        })
     }
 
     /// The port id that notifications of our own changes carry.

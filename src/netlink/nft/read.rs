@@ -2,6 +2,7 @@
 //! iptables users share are looked at.
 
 use super::super::attr::{Attributes, Message, flag};
+use super::super::errno::Errno;
 use super::super::error::{Error, Step};
 use super::decode;
 use super::names::Names;
@@ -15,23 +16,20 @@ impl NftKernel {
     pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
         let before = self.generation()?;
         let mut names = Names::default();
-        for table in self.read_tables(family)? {
+        for table in consistent(Step::ReadTables, || self.read_tables(family))? {
             visit(Seen::Table(table));
         }
-        let chains = self.read_chains(family, &mut names)?;
+        let chains = consistent(Step::ReadChains, || self.read_chains(family, &mut names))?;
         for (table, chain) in &chains {
             visit(Seen::Chain { table: *table, chain: chain.clone() });
         }
         // Chain by chain: for each 32 KiB of a table's dump the kernel walks the table from its start
         // (nf_tables_dump_rules), which takes 40 s for 160,000 rules; a chain it finds by its name.
         for (table, chain) in &chains {
-            self.read_chain_rules((family, *table), chain, &mut |message| {
-                if let Some(seen) = rule(family, message, &mut names) {
-                    visit(seen);
-                }
-            })?;
+            let seen = consistent(Step::ReadRules, || self.read_chain_rules((family, *table), chain, &mut names))?;
+            seen.into_iter().for_each(&mut *visit);
         }
-        // Each dump is consistent in itself; this says that they belong together.
+        // Each dump is consistent in itself; this says whether they belong together.
         if self.generation()? == before { Ok(()) } else { Err(Error::Interrupted) }
     }
 
@@ -61,14 +59,30 @@ impl NftKernel {
         &mut self,
         (family, table): (Family, Table),
         chain: &ChainName,
-        visit: &mut dyn FnMut(&Message<'_>),
-    ) -> Result<(), Error> {
+        names: &mut Names,
+    ) -> Result<Vec<Seen>, Error> {
+        let mut found = Vec::new();
         let request = self.request(kind::GET_RULE, flag::DUMP, family_number(family), |w| {
             w.text(NFTA_RULE_TABLE, table.as_str());
             w.text(NFTA_RULE_CHAIN, chain.as_str());
         });
-        self.dump(Step::ReadRules, &request, visit)
+        self.dump(Step::ReadRules, &request, &mut |message| found.extend(rule(family, message, names)))?;
+        Ok(found)
     }
+}
+
+/// A dump that takes several messages can be overtaken by somebody's change; most are not.
+const MAX_TRIES: usize = 20;
+
+/// Dumps until nobody came in between.
+fn consistent<T>(step: Step, mut dump: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+    for _ in 0..MAX_TRIES {
+        match dump() {
+            Err(Error::Interrupted) => {}
+            outcome => return outcome,
+        }
+    }
+    Err(Error::at(step, Errno::EINTR))
 }
 
 /// The table an attribute names, if it is one of the shared ones.
