@@ -15,6 +15,7 @@ pub mod kube;
 mod list;
 pub mod manifests;
 mod outage;
+mod token;
 mod watch;
 
 use std::fmt::Debug;
