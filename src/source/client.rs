@@ -4,7 +4,6 @@
 //! an error for each failed try and has neither keep-alive nor a limit for the first answer. Knows
 //! nothing of kinds or of watching.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +23,7 @@ use tower::{BoxError, ServiceBuilder, ServiceExt as _};
 use tracing::{info, warn};
 
 use super::backoff::Class;
+use super::describe::describe;
 use super::kube::{ApiOptions, Timing};
 use super::outage::Outage;
 use super::token::TokenFile;
@@ -321,21 +321,6 @@ fn reason_of(status: StatusCode, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
     line.map_or_else(|| status.canonical_reason().unwrap_or("no reason given").into(), |line| line.chars().take(200).collect())
-}
-
-/// An error with its causes, each said once: `error trying to connect: tcp connect error: Connection refused`.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ": {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A panic elsewhere while the lock was held leaves nothing half-done here.

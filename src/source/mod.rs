@@ -9,6 +9,7 @@ mod backoff;
 mod batch;
 mod client;
 mod decode;
+mod describe;
 mod documents;
 mod follow;
 pub mod kube;

@@ -1,4 +1,5 @@
 //! A kubeconfig as a test wants it.
+#![allow(dead_code, reason = "each test crate uses its part")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
