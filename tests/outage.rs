@@ -166,6 +166,8 @@ fn connections_that_are_cut() {
     it.wait_for_rules("the change");
     let it = Programmed { rules: node.rules(), ..it };
     it.server.refuse(true);
+    // What changes earlier may still go out on a connection that is about to be cut.
+    wait_for_line(&it.sluice, &["the node keeps its rules"]);
     it.change_unseen();
     it.stays(|| true);
     let back = Instant::now();
@@ -191,6 +193,26 @@ fn a_server_that_stalls() {
     it.server.stall(false);
     it.returned("stalled", back);
     it.end(0);
+}
+
+#[test]
+fn a_server_that_refuses_while_it_starts() {
+    if !require_root("a_server_that_refuses_while_it_starts") {
+        return;
+    }
+    let node = ClusterNode::new("outage-starting");
+    let mut it = Programmed::new(&node, |_| {});
+    it.server.stop();
+    it.change_unseen();
+    wait_for_line(&it.sluice, &["the node keeps its rules"]);
+    it.server.fail(usize::MAX, 403, None);
+    it.restart();
+    it.stays(|| true);
+    let back = Instant::now();
+    it.server.fail(0, 403, None);
+    it.returned("refused everybody at first", back);
+    let log = it.end(1);
+    assert_eq!(count_lines(&log, &["WARN", "watch services: HTTP 403", "what is known stays"]), 1, "{log}");
 }
 
 #[test]

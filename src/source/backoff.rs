@@ -2,13 +2,20 @@
 //!
 //! Two kinds of failure, two growths: a server that cannot be reached is tried often, because its return
 //! should be noticed within a second or two and a refused connection costs nobody anything; a server that
-//! answers and refuses is loaded or of another opinion, and is given ever more time. Keeps no clock.
+//! answers and refuses may just have started (kube-apiserver then knows of nobody's rights for some seconds) and
+//! is tried as often at first, but then it is loaded or of another opinion and is given ever more time. Keeps no
+//! clock.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 /// Nobody may send a node away for longer than this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(2);
+
+/// At most this long between tries of a server that may be back any moment.
+const SOON: Duration = Duration::from_secs(1);
+/// So many refusals in a row may be those of a server that starts: six to ten seconds.
+const STARTING: u32 = 12;
 
 /// What kind of failure is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,14 +36,15 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The delay before the next try.
     pub(crate) fn next(&mut self, class: Class) -> Duration {
-        let (first, longest) = match class {
-            Class::Connection => (Duration::from_millis(100), Duration::from_secs(1)),
-            Class::Refusal(_) => (Duration::from_millis(200), Duration::from_secs(30)),
-        };
         let same = self.last.is_some_and(|last| std::mem::discriminant(&last) == std::mem::discriminant(&class));
         self.tries = if same { self.tries.saturating_add(1) } else { 0 };
         self.last = Some(class);
-        let full = first.saturating_mul(1 << self.tries.min(16)).min(longest);
+        let doubled = |first: Duration, times: u32| first.saturating_mul(1 << times.min(16));
+        let full = match class {
+            Class::Connection => doubled(Duration::from_millis(100), self.tries).min(SOON),
+            Class::Refusal(_) if self.tries < STARTING => doubled(Duration::from_millis(200), self.tries).min(SOON),
+            Class::Refusal(_) => doubled(SOON, self.tries - STARTING + 1).min(Duration::from_secs(30)),
+        };
         let delay = full / 2 + (full / 2).mul_f64(random_fraction());
         match class {
             Class::Refusal(Some(asked)) => delay.max(asked.min(LONGEST_RETRY_AFTER)),
@@ -85,6 +93,15 @@ mod tests {
         assert!(millis(&mut backoff, Class::Connection) >= 500);
         backoff.reset();
         assert!(millis(&mut backoff, Class::Connection) <= 100);
+    }
+
+    #[test]
+    fn a_server_that_starts_is_tried_for_some_seconds_at_least_each_second() {
+        let mut backoff = Backoff::default();
+        let delays: Vec<_> = (0..STARTING).map(|_| backoff.next(Class::Refusal(None))).collect();
+        assert!(delays.iter().all(|&delay| delay <= SOON), "{delays:?}");
+        assert!(delays.iter().sum::<Duration>() >= Duration::from_secs(5), "{delays:?}");
+        assert!(backoff.next(Class::Refusal(None)) >= SOON);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use super::objects::{NAMESPACE, cluster_ip, labelled, node, service, slice_names
 use crate::scenario::Cluster;
 use crate::support::proxy::Sluice;
 
-const LIMIT: Duration = Duration::from_secs(10);
+/// The real API server may refuse everybody for some seconds after its start.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// The rules follow: objects there before the start, updates, labels, deletions, an outage.
 pub async fn rules_follow<'a>(
