@@ -3,8 +3,8 @@
 set -euo pipefail
 
 # gcc, libc6-dev: to link; iptables, nftables: to look at rules from outside; strace, util-linux (setpriv, unshare): to
-# watch and confine the proxy; iproute2: network namespaces; python3: the demo's pods and e2e/same-rules.
-packages=(gcc libc6-dev iproute2 iptables nftables python3 strace util-linux)
+# watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules.
+packages=(gcc libc6-dev iproute2 iptables nftables procps python3 strace util-linux)
 
 missing_packages() {
     local package

@@ -4,6 +4,7 @@
 //! [`crate::config`]; this file only reads them.
 
 mod flags;
+mod usage;
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgMatches, Command};
 
-use crate::config::{Config, Raw, Source};
+use crate::config::{Config, Invalid, Raw, Source, feature_gates};
 use crate::model::{Event, State};
 use crate::net::Family;
 use crate::render::{self, KernelFacts};
@@ -23,61 +24,121 @@ use crate::source::manifests;
 use crate::{agent, logging};
 
 /// Runs the command that `arguments` ask for. Errors are one line on stderr; the exit code is 0 for
-/// done, 1 for failed, 2 for arguments that cannot be read.
+/// done, 1 for failed, 2 for arguments that cannot be used.
 pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let arguments = arguments.into_iter().map(flags::normalized);
     let matches = match command().try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(error) => {
-            // Help and version are no errors; clap knows which stream each belongs to.
-            _ = error.print();
-            return if error.use_stderr() { ExitCode::from(2) } else { ExitCode::SUCCESS };
+        Err(error) if error.use_stderr() => return unusable(&usage::line(&error)),
+        Err(help) => {
+            // A reader that went away (`| head`) has seen enough.
+            _ = help.print();
+            return ExitCode::SUCCESS;
         }
     };
-    match dispatch(&matches) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
+    if flags::wants_version(innermost(&matches)) {
+        return ending(&write_out(concat!("sluice ", env!("CARGO_PKG_VERSION"), "\n")), Form::Text);
+    }
+    let form = if flags::text(innermost(&matches), "logging-format") == "json" { Form::Json } else { Form::Text };
+    match configure(innermost(&matches)) {
+        Ok(config) => ending(&execute(&matches, config), form),
+        Err(error) if error.is::<NotBuilt>() || error.is::<Invalid>() => unusable(&format!("{error:#}")),
+        Err(error) => ending(&Err(error), form),
+    }
+}
+
+/// How the last line is written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    /// Whoever asked for JSON on stderr reads all of it as that.
+    Json,
+}
+
+fn unusable(line: &str) -> ExitCode {
+    eprintln!("error: {line}");
+    ExitCode::from(2)
+}
+
+fn ending(outcome: &anyhow::Result<()>, form: Form) -> ExitCode {
+    match (outcome, form) {
+        (Ok(()), _) => return ExitCode::SUCCESS,
+        (Err(error), Form::Text) => eprintln!("error: {}", chain(error)),
+        (Err(error), Form::Json) => tracing::error!("{}", chain(error)),
+    }
+    ExitCode::FAILURE
+}
+
+/// An error and its causes in one line. Some libraries repeat the cause in their own text: it is said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if line.is_empty() {
+            line = cause;
+        } else if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
         }
     }
+    line
 }
 
 fn command() -> Command {
+    let flags = || flags::args().into_iter().chain(flags::run_args());
     let render = Command::new("render")
         .about("Print what would be programmed, as iptables-save prints it; needs no privilege")
-        .args(flags::args())
-        .arg(flags::family());
+        .args(flags())
+        .arg(flags::family())
+        .after_help(flags::afterword());
     Command::new("sluice")
         .about("A Kubernetes service proxy for Linux nodes: a drop-in replacement for kube-proxy that programs the kernel through netlink alone")
-        .version(env!("CARGO_PKG_VERSION"))
-        .args(flags::args())
-        .args(flags::run_args())
+        .args(flags())
+        .after_help(flags::afterword())
         .subcommand(render)
+        .disable_help_subcommand(true)
         .args_conflicts_with_subcommands(true)
 }
 
-fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
-    if let Some(("render", matches)) = matches.subcommand() {
-        return render_command(matches);
+/// The flags of the command that was asked for.
+fn innermost(matches: &ArgMatches) -> &ArgMatches {
+    matches.subcommand().map_or(matches, |(_, matches)| matches)
+}
+
+/// A flag that this version cannot honour.
+#[derive(Debug, thiserror::Error)]
+#[error("--{flag}: not built into this version yet; {hint}")]
+struct NotBuilt {
+    flag: &'static str,
+    hint: &'static str,
+}
+
+/// Checks all flags, sets logging up, and says which flags do nothing.
+fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
+    if let Some(flag) = flags::not_built(matches) {
+        return Err(NotBuilt { flag: flag.name, hint: flag.hint }.into());
     }
+    let config = Config::resolve(raw(matches)?)?;
     logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
-    if let Some((flag, hint)) = flags::NOT_BUILT.iter().find(|(flag, _)| flags::is_given(matches, flag)) {
-        anyhow::bail!("--{flag}: not built into this version yet; {hint}");
-    }
-    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).collect();
+    let gates = feature_gates(&flags::text(matches, "feature-gates"))?.without_effect;
+    let gates = gates.into_iter().map(|gate| format!("--feature-gates={gate}"));
+    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).chain(gates).collect();
     if !idle.is_empty() {
         tracing::warn!("accepted, but without effect in this version: {}", idle.join(" "));
     }
-    let config = Config::resolve(raw(matches)?)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "sluice starts");
+    Ok(config)
+}
+
+fn execute(matches: &ArgMatches, config: Config) -> anyhow::Result<()> {
+    if let Some(("render", matches)) = matches.subcommand() {
+        return render_command(matches, &config);
+    }
+    tracing::info!("sluice {} starts with {config}", env!("CARGO_PKG_VERSION"));
     agent::run(config)
 }
 
 fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
     let text = |name| flags::text(matches, name);
     let path = |name| matches.get_one::<String>(name).filter(|p| !p.is_empty()).map(PathBuf::from);
-    let list = |name| matches.get_many::<String>(name).into_iter().flatten().cloned().collect();
+    let list = |name| flags::list(matches, name);
     Ok(Raw {
         mode: text("proxy-mode"),
         hostname: match matches.get_one::<String>("hostname-override").filter(|name| !name.is_empty()) {
@@ -102,6 +163,7 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
         localhost_node_ports: flags::is_set(matches, "iptables-localhost-nodeports"),
         node_port_addresses: list("nodeport-addresses"),
         tcp_be_liberal: flags::is_set(matches, "conntrack-tcp-be-liberal"),
+        feature_gates: text("feature-gates"),
         sync_period: flags::duration(matches, "iptables-sync-period"),
         min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
     })
@@ -114,14 +176,15 @@ fn host_name() -> anyhow::Result<String> {
 }
 
 /// `sluice render`: the rules of the manifests' state, family by family.
-fn render_command(matches: &ArgMatches) -> anyhow::Result<()> {
-    logging::init(0, "text")?;
-    let config = Config::resolve(raw(matches)?)?;
+fn render_command(matches: &ArgMatches, config: &Config) -> anyhow::Result<()> {
     let Source::Manifests(path) = &config.source else { anyhow::bail!("render: --manifests is missing") };
     let loaded = manifests::load(path)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
     let mut state = State::new(config.node_name.clone());
     loaded.into_events().into_iter().for_each(|event| drop(state.apply(event)));
-    let addresses = known_addresses(&config, &state);
+    let addresses = known_addresses(config, &state);
     state.apply(Event::Addresses(addresses));
 
     let facts = KernelFacts { nfacct: true, tcp_be_liberal: config.tcp_be_liberal };

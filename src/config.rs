@@ -3,6 +3,8 @@
 //! [`Raw`] is what the user typed, by whatever way; [`Config::resolve`] checks it. No I/O here: what the
 //! environment or the kernel says is put in by the caller.
 
+mod text;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -83,6 +85,8 @@ pub struct RuleConfig {
     pub node_port_addresses: NodePortAddresses,
     /// `--bind-address`, where it names an address: it replaces the Node object's of that family.
     pub bind_address: Option<IpAddr>,
+    /// Are Services reached by their `externalIPs`? (feature gate `AllowServiceExternalIPs`)
+    pub external_ips: bool,
 }
 
 /// The whole resolved configuration.
@@ -132,6 +136,7 @@ pub struct Raw {
     pub localhost_node_ports: bool,
     pub node_port_addresses: Vec<String>,
     pub tcp_be_liberal: bool,
+    pub feature_gates: String,
     pub sync_period: Duration,
     pub min_sync_period: Duration,
 }
@@ -154,6 +159,7 @@ impl Config {
                 localhost_node_ports: raw.localhost_node_ports,
                 node_port_addresses: node_port_addresses(&raw.node_port_addresses)?,
                 bind_address: bind_address(&raw.bind_address)?,
+                external_ips: feature_gates(&raw.feature_gates)?.allow_service_external_ips,
             },
             node_name: node_name(&raw.hostname)?,
             healthz_bind_address: listen_address("--healthz-bind-address", &raw.healthz_bind_address, 10256)?,
@@ -247,7 +253,33 @@ fn node_port_addresses(texts: &[String]) -> Result<NodePortAddresses, Invalid> {
         ("primary", None) => invalid(FLAG, "can't use both 'primary' and CIDRs"),
         (_, None) => invalid(FLAG, format!("{text:?} is not a CIDR such as 192.168.0.0/16, nor the single word primary")),
     };
-    texts.iter().map(parse).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+    // An empty value is an empty list, as in `--nodeport-addresses=`.
+    texts.iter().filter(|text| !text.is_empty()).map(parse).collect::<Result<_, _>>().map(NodePortAddresses::Within)
+}
+
+/// What `--feature-gates` says of the gates that change rules.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FeatureGates {
+    allow_service_external_ips: bool,
+    /// Gates of other components, of nothing that is built here, or unknown ones.
+    pub without_effect: Vec<String>,
+}
+
+/// Reads `Gate=true,Other=false`; the last word on a gate counts.
+pub fn feature_gates(text: &str) -> Result<FeatureGates, Invalid> {
+    const FLAG: &str = "--feature-gates";
+    let mut gates = FeatureGates { allow_service_external_ips: true, without_effect: Vec::new() };
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let Some((name, value)) = part.split_once('=') else {
+            return invalid(FLAG, format!("{part:?} is not of the form Gate=true or Gate=false"));
+        };
+        let value = parse_bool(value.trim()).or_else(|cause| invalid(FLAG, format!("{}: {cause}", name.trim())))?;
+        match name.trim() {
+            "AllowServiceExternalIPs" => gates.allow_service_external_ips = value,
+            other => gates.without_effect.push(other.to_owned()),
+        }
+    }
+    Ok(gates)
 }
 
 /// An unspecified address (the default `0.0.0.0`) leaves the choice to the Node object.
@@ -277,6 +309,15 @@ fn node_ips(texts: &[String]) -> Result<Vec<IpAddr>, Invalid> {
         None => invalid("--node-ip", format!("{text:?} is not an IP address")),
     };
     texts.iter().map(parse).collect()
+}
+
+/// Reads what Go takes for a boolean.
+pub fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+        _ => Err(format!("{text:?} is not true or false")),
+    }
 }
 
 /// Reads a duration as Go writes them: `30s`, `1m30s`, `1.5h`, `100ms`, `0`.
@@ -339,10 +380,21 @@ mod tests {
     }
 
     #[test]
+    fn feature_gates_are_read_and_the_last_word_counts() {
+        let allowed = |text| feature_gates(text).map(|gates| gates.allow_service_external_ips);
+        assert_eq!(allowed(""), Ok(true));
+        assert_eq!(allowed("AllowServiceExternalIPs=false"), Ok(false));
+        assert_eq!(allowed("AllowServiceExternalIPs=false, AllowServiceExternalIPs=T"), Ok(true));
+        assert!(allowed("AllowServiceExternalIPs").is_err() && allowed("AllowServiceExternalIPs=off").is_err());
+        assert_eq!(feature_gates("Other=true").map(|gates| gates.without_effect), Ok(vec!["Other".into()]));
+    }
+
+    #[test]
     fn node_port_addresses_are_ranges_or_primary() {
         let parse = |texts: &[&str]| node_port_addresses(&texts.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(parse(&["primary"]), Ok(NodePortAddresses::Primary));
         assert_eq!(parse(&[]), Ok(NodePortAddresses::Within(vec![])));
+        assert_eq!(parse(&[""]), Ok(NodePortAddresses::Within(vec![])));
         assert!(parse(&["primary", "10.0.0.0/8"]).is_err_and(|e| e.cause.contains("both")));
         assert!(parse(&["10.0.0.1"]).is_err());
     }

@@ -212,7 +212,7 @@ fn a_node_that_comes_late_brings_rules_at_once_and_the_right_ones() {
     ours.put([node("z2")]);
     ours.wait_for_rules("the node moved to another zone");
     let log = sluice.stop();
-    assert_eq!(count_lines(&log, &["rules programmed for the first time"]), 2, "{log}");
+    assert_eq!(count_lines(&log, &[" rules are in force"]), 2, "{log}");
     assert_eq!(count_lines(&log, &["wait for Node"]), 1, "{log}");
 }
 

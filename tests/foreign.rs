@@ -40,6 +40,15 @@ table inet user {
 }
 ";
 
+const NATIVE_NAT: &str = "\
+table ip nat {
+	chain prerouting {
+		type nat hook prerouting priority dstnat; policy accept;
+		tcp dport 9 redirect to :10
+	}
+}
+";
+
 #[test]
 fn rules_of_others_stay_as_they_are() {
     if !require_root("foreign rules") {
@@ -73,6 +82,31 @@ fn rules_of_others_stay_as_they_are() {
     let sluice = Sluice::start(&node, &scratch, &services);
     similar("another start", &before, &foreign(&node));
     similar("another start, in the built-in chains", &hooks, &hook_rules(&node));
+    sluice.stop();
+}
+
+/// kubelet and network plugins leave tables that hold only the built-in chains they needed; so does a native table
+/// of the same name, whose chains have other names.
+#[test]
+fn tables_that_lack_built_in_chains_are_completed() {
+    if !require_root("tables that lack built-in chains") {
+        return;
+    }
+    let node = Namespace::golden("lacking");
+    let scratch = Scratch::new("lacking");
+    for tool in ["iptables", "ip6tables"] {
+        node.output(&[tool, "-t", "mangle", "-N", "KUBE-IPTABLES-HINT"]);
+        node.output(&[tool, "-N", "KUBE-FIREWALL"]);
+        node.output(&[tool, "-A", "INPUT", "-j", "KUBE-FIREWALL"]);
+    }
+    node.feed(&["nft", "-f", "-"], NATIVE_NAT);
+    let before = node.output(&["nft", "list", "chain", "ip", "nat", "prerouting"]);
+
+    let sluice = Sluice::start(&node, &scratch, &[Service::new("web", 1, &[A1, B1])]);
+    for line in ["-A FORWARD -m comment --comment \"kubernetes forwarding rules\" -j KUBE-FORWARD", "-A PREROUTING"] {
+        assert!(saved_rules(&node).contains(line), "{line} is missing:\n{}", saved_rules(&node));
+    }
+    similar("start", &before, &node.output(&["nft", "list", "chain", "ip", "nat", "prerouting"]));
     sluice.stop();
 }
 
@@ -120,4 +154,19 @@ fn similar(when: &str, before: &str, after: &str) {
     let differing = before.lines().zip(after.lines()).find(|(before, after)| before != after);
     assert_eq!(differing, None, "first difference after {when}; whole:\n{after}");
     assert_eq!(before.lines().count(), after.lines().count(), "lines after {when}:\n{after}");
+}
+
+#[test]
+fn iptables_legacy_is_named_and_left_alone() {
+    if !require_root("iptables-legacy") {
+        return;
+    }
+    let node = Namespace::golden("legacy");
+    let scratch = Scratch::new("legacy");
+    node.output(&["iptables-legacy", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "7", "-j", "ACCEPT"]);
+    let sluice = Sluice::start(&node, &scratch, &[Service::new("web", 1, &[A1])]);
+    let log = sluice.stop();
+    assert!(log.contains("iptables-legacy is in use on this node (tables nat)"), "{log}");
+    let rules = node.output(&["iptables-legacy", "-t", "nat", "-S"]);
+    assert!(rules.contains("-A PREROUTING -p udp -m udp --dport 7 -j ACCEPT") && !rules.contains("KUBE-"), "{rules}");
 }

@@ -295,7 +295,9 @@ fn addresses_are_listed_and_their_changes_told() {
         assert!(!monitor.wait(Duration::ZERO).unwrap());
         shell("ip link add d0 type bridge; ip address add 10.1.2.3/24 dev d0; ip address add fd00::1/64 dev d0 nodad");
         assert!(monitor.wait(Duration::from_secs(10)).unwrap());
-        assert!(!monitor.wait(Duration::from_millis(20)).unwrap(), "the burst was one change");
+        // The kernel tells of an IPv6 address once more when it is ready for use, whenever that is.
+        let quiet = (0..10).find(|_| !monitor.wait(Duration::from_millis(100)).unwrap());
+        assert!(quiet.is_some_and(|told| told < 3), "a burst is told as one change, not one by one: {quiet:?}");
         let mut found: Vec<_> = addresses().unwrap().into_iter().map(|a| (a.address.to_string(), a.prefix_length)).collect();
         found.sort();
         assert_eq!(found, [("10.1.2.3".to_owned(), 24), ("fd00::1".to_owned(), 64)]);

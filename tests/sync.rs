@@ -177,6 +177,22 @@ fn rules_in_our_chains_that_nobody_wants_go_and_others_stay() {
     assert_eq!(bench.kernel.save(FAMILY), before.replace(":KUBE-SVC-STALE - [0:0]\n", ""));
 }
 
+/// iptables makes a built-in chain when the first rule goes into it: where only kubelet or a network plugin
+/// was before, tables lack some or all.
+#[test]
+fn built_in_chains_that_a_table_lacks_are_made() {
+    let mut bench = Bench::new();
+    let mut partial = Transaction::new(FAMILY);
+    for table in Table::ALL {
+        partial.ops.push(Op::AddTable(table));
+        let lacking = table.builtin_chains().iter().filter(|chain| **chain != "INPUT");
+        partial.ops.extend(lacking.map(|&chain| Op::DeleteChain { table, chain: chain.into() }));
+    }
+    bench.kernel.commit(&partial).expect("tables with one chain each");
+    bench.sync(web(1, 2));
+    bench.assert_as_rendered("over tables that lacked chains");
+}
+
 #[test]
 fn the_node_port_rule_stays_last() {
     let mut bench = Bench::new();

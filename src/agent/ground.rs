@@ -40,8 +40,17 @@ pub fn prepare(config: &Config, kernel: &mut NftKernel) -> anyhow::Result<Ground
         ensure(Setting { name: BE_LIBERAL, value: "1", purpose });
     }
     let facts = KernelFacts { nfacct: has_counters(), tcp_be_liberal: is_liberal() };
-    tracing::info!(?families, ?facts, "the node's kernel");
+    tell(&families, facts);
     Ok(Ground { families, facts })
+}
+
+/// What rules will be like on this node, in a line.
+fn tell(families: &[Family], facts: KernelFacts) {
+    let families: Vec<_> = families.iter().map(|family| family.as_str()).collect();
+    let counters = if facts.nfacct { "with" } else { "without" };
+    let invalid = if facts.tcp_be_liberal { "forwarded (nf_conntrack_tcp_be_liberal is on)" } else { "dropped" };
+    let families = families.join(" and ");
+    tracing::info!("this node's kernel takes {families} rules; {counters} nfacct counters; INVALID packets are {invalid}");
 }
 
 fn ensure(setting: Setting) {

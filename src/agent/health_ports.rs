@@ -7,27 +7,33 @@ use crate::serve::HealthPort;
 
 /// Health check ports by Service.
 #[derive(Debug, Default)]
-pub struct HealthPorts(BTreeMap<ObjectKey, HealthPort>);
+pub struct HealthPorts {
+    ports: BTreeMap<ObjectKey, HealthPort>,
+    changed: bool,
+}
 
 impl HealthPorts {
-    /// Takes changes in; tells whether any port or count is another now.
-    pub fn update(&mut self, state: &State, changes: &Changes) -> bool {
-        changes.services.iter().fold(false, |any, key| self.set(key, wanted(state, key)) | any)
-    }
-
-    pub fn all(&self) -> Vec<HealthPort> {
-        self.0.values().cloned().collect()
-    }
-
-    fn set(&mut self, key: &ObjectKey, port: Option<HealthPort>) -> bool {
-        if self.0.get(key) == port.as_ref() {
-            return false;
+    /// Takes changes in.
+    pub fn update(&mut self, state: &State, changes: &Changes) {
+        for key in &changes.services {
+            self.set(key, wanted(state, key));
         }
+    }
+
+    /// All ports, if any port or count is another than when last asked.
+    pub fn take_changed(&mut self) -> Option<Vec<HealthPort>> {
+        std::mem::take(&mut self.changed).then(|| self.ports.values().cloned().collect())
+    }
+
+    fn set(&mut self, key: &ObjectKey, port: Option<HealthPort>) {
+        if self.ports.get(key) == port.as_ref() {
+            return;
+        }
+        self.changed = true;
         match port {
-            Some(port) => drop(self.0.insert(key.clone(), port)),
-            None => drop(self.0.remove(key)),
+            Some(port) => drop(self.ports.insert(key.clone(), port)),
+            None => drop(self.ports.remove(key)),
         }
-        true
     }
 }
 

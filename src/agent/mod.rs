@@ -6,6 +6,7 @@
 mod addresses;
 mod ground;
 mod health_ports;
+mod legacy;
 mod rules;
 
 use std::future::Future;
@@ -44,6 +45,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let signals = Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
     let mut kernel = NftKernel::open().context("program rules")?;
     let ground = ground::prepare(&config, &mut kernel)?;
+    legacy::warn_if_used();
     let metrics = Arc::new(Metrics::new());
     if ground.facts.nfacct {
         metrics.collect_packets(ground::read_counters);

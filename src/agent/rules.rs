@@ -59,9 +59,8 @@ pub struct RuleLoop {
 struct Paced {
     sync: FamilySync,
     failures: u32,
-    succeeded_before: bool,
     not_before: Option<Instant>,
-    last: Summary,
+    last: Option<Summary>,
 }
 
 impl RuleLoop {
@@ -69,9 +68,8 @@ impl RuleLoop {
         let paced = |&family| Paced {
             sync: FamilySync::new(family, Arc::clone(&reports.metrics)),
             failures: 0,
-            succeeded_before: false,
             not_before: None,
-            last: Summary::default(),
+            last: None,
         };
         Self {
             state: State::new(Arc::clone(&config.node_name)),
@@ -94,14 +92,16 @@ impl RuleLoop {
         let mut stopped = std::pin::pin!(fired(stop));
         loop {
             let due = self.due()?;
+            // Not biased: events that never pause must not keep the sync from its turn.
             tokio::select! {
-                biased;
                 () = &mut stopped => return Ok(None),
                 event = events.recv() => match event {
-                    Some(event) => self.take(event, events),
+                    Some(event) => self.take(std::iter::once(event)),
                     None => bail!("the sources of Services and addresses ended"),
                 },
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    // What came meanwhile shares this sync.
+                    self.take(std::iter::from_fn(|| events.try_recv().ok()).take(super::EVENTS));
                     if self.begun && self.sync()? && self.config.once {
                         return Ok(Some(self.summary()));
                     }
@@ -110,11 +110,9 @@ impl RuleLoop {
         }
     }
 
-    /// Takes an event in, and all others that came while the last sync ran: they share the next one.
-    fn take(&mut self, event: Event, events: &mut Receiver<Event>) {
+    fn take(&mut self, events: impl Iterator<Item = Event>) {
         let mut changes = Changes::default();
-        let waiting = std::iter::from_fn(|| events.try_recv().ok());
-        for event in std::iter::once(event).chain(waiting.take(super::EVENTS)) {
+        for event in events {
             self.count(&event);
             changes.merge(self.state.apply(event));
         }
@@ -241,7 +239,7 @@ impl RuleLoop {
 
     fn summary(&self) -> String {
         let of_family = |paced: &Paced| {
-            let Summary { services, transactions, operations, .. } = paced.last;
+            let Summary { services, transactions, operations, .. } = paced.last.unwrap_or_default();
             format!("{}: {services} services, {operations} operations in {transactions} transactions", paced.sync.family())
         };
         let families: Vec<_> = self.families.iter().map(of_family).collect();
@@ -249,13 +247,15 @@ impl RuleLoop {
     }
 
     /// After a sync without failure: who asks about endpoints gets the new answer.
-    fn all_done(&self) -> bool {
+    fn all_done(&mut self) -> bool {
         let done = self.families.iter().all(|family| !family.sync.is_due());
         if done {
             self.reports.metrics.changes_taken();
             let addresses = render::node_port_addresses(&self.config.rules, &self.state);
             self.reports.service_health.listen_on(addresses.map_or(ListenOn::All, ListenOn::These));
-            self.reports.service_health.sync(self.health_ports.all());
+            if let Some(ports) = self.health_ports.take_changed() {
+                self.reports.service_health.sync(ports);
+            }
         }
         done
     }
@@ -264,15 +264,13 @@ impl RuleLoop {
 impl Paced {
     fn succeeded(&mut self, summary: Summary, took: Duration, health: &Health) {
         let family = self.sync.family();
-        self.last = summary;
         health.updated(family);
+        let first = self.last.replace(summary).is_none();
+        let failures = std::mem::take(&mut self.failures);
+        self.not_before = None;
         let Summary { services, transactions, operations, bytes } = summary;
-        let failed_before = std::mem::take(&mut self.failures) > 0 || self.not_before.take().is_some();
-        let first = !std::mem::replace(&mut self.succeeded_before, true);
-        if failed_before {
-            tracing::info!(%family, services, operations, ?took, "rules programmed again");
-        } else if first {
-            tracing::info!(%family, services, operations, ?took, "rules programmed for the first time");
+        if first || failures > 0 {
+            tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
         } else {
             tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
         }
@@ -284,6 +282,7 @@ impl Paced {
         self.failures = (self.failures + 1).min(16);
         self.not_before = Some(Instant::now() + wait);
         metrics.sync_retried(family);
-        tracing::error!(%family, %error, "rules could not be programmed, what was there before stays; next try in {wait:?}");
+        let failures = self.failures;
+        tracing::error!(%family, %error, failures, "rules could not be programmed, what was there before stays; next try in {wait:?}");
     }
 }

@@ -4,14 +4,14 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::parser::ValueSource;
-use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser, value_parser};
+use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser};
 
-use crate::config::parse_duration;
+use crate::config::{parse_bool, parse_duration};
 
 /// What kind of value a flag takes, as Go's pflag reads it.
 #[derive(Clone, Copy)]
 enum Kind {
-    /// `--flag` or `--flag=true|false`.
+    /// `--flag` or `--flag=true|false`, or what else Go takes for these words.
     Bool,
     Text,
     Number,
@@ -43,14 +43,13 @@ const fn flag(name: &'static str, kind: Kind, default: &'static str, heading: &'
 }
 
 const fn idle(name: &'static str, kind: Kind) -> Flag {
-    Flag { name, kind, default: "", heading: LATER, help: "", effect: Effect::None }
+    Flag { name, kind, default: "", heading: "", help: "", effect: Effect::None }
 }
 
 const SOURCE: &str = "Where Services come from";
 const RULES: &str = "Rules";
 const SERVING: &str = "Health and metrics";
 const PACE: &str = "Pace";
-const LATER: &str = "Accepted for kube-proxy's sake, without effect yet";
 
 /// In the order `--help` shows them.
 const FLAGS: &[Flag] = &[
@@ -112,6 +111,13 @@ const FLAGS: &[Flag] = &[
         RULES,
         "Let conntrack accept packets outside the TCP window (sets nf_conntrack_tcp_be_liberal)",
     ),
+    flag(
+        "feature-gates",
+        Kind::Text,
+        "",
+        RULES,
+        "Gate=true or Gate=false, with commas between: AllowServiceExternalIPs=false leaves externalIPs alone",
+    ),
     flag("healthz-bind-address", Kind::Text, "0.0.0.0:10256", SERVING, "Where /healthz and /livez answer; empty: nowhere"),
     flag("metrics-bind-address", Kind::Text, "127.0.0.1:10249", SERVING, "Where /metrics answers; empty: nowhere"),
     flag("bind-address-hard-fail", Kind::Bool, "false", SERVING, "End the process when one of these addresses cannot be bound"),
@@ -130,7 +136,6 @@ const FLAGS: &[Flag] = &[
     idle("conntrack-tcp-timeout-established", Kind::Duration),
     idle("conntrack-udp-timeout", Kind::Duration),
     idle("conntrack-udp-timeout-stream", Kind::Duration),
-    idle("feature-gates", Kind::Text),
     idle("healthz-port", Kind::Number),
     idle("ipvs-exclude-cidrs", Kind::List),
     idle("ipvs-min-sync-period", Kind::Duration),
@@ -157,13 +162,28 @@ const FLAGS: &[Flag] = &[
     idle("machine-id-file", Kind::Text),
 ];
 
-/// Flags that would do something else than what was asked for, if they were passed over. With a hint.
-pub(super) const NOT_BUILT: &[(&str, &str)] = &[
-    ("config", "give the settings as flags"),
-    ("cleanup", "delete the KUBE-* chains with iptables"),
-    ("init-only", "set net.ipv4.conf.all.route_localnet=1 beforehand"),
-    ("write-config-to", "see --help for the flags and their defaults"),
+/// A flag that would do something else than what was asked for, if it were passed over.
+pub(super) struct NotBuilt {
+    pub name: &'static str,
+    kind: Kind,
+    /// What to do instead.
+    pub hint: &'static str,
+}
+
+const NOT_BUILT: &[NotBuilt] = &[
+    NotBuilt { name: "config", kind: Kind::Text, hint: "give the settings as flags" },
+    NotBuilt { name: "cleanup", kind: Kind::Bool, hint: "delete the KUBE-* chains with iptables" },
+    NotBuilt { name: "init-only", kind: Kind::Bool, hint: "set net.ipv4.conf.all.route_localnet=1 beforehand" },
+    NotBuilt { name: "write-config-to", kind: Kind::Text, hint: "see --help for the flags and their defaults" },
 ];
+
+/// The first flag that asks for what is not built.
+pub(super) fn not_built(matches: &ArgMatches) -> Option<&'static NotBuilt> {
+    NOT_BUILT.iter().find(|flag| match flag.kind {
+        Kind::Bool => is_set(matches, flag.name),
+        _ => !text(matches, flag.name).is_empty(),
+    })
+}
 
 /// The flags that `sluice` and `sluice render` share.
 pub(super) fn args() -> Vec<Arg> {
@@ -173,18 +193,44 @@ pub(super) fn args() -> Vec<Arg> {
 /// The flags of the running proxy alone.
 pub(super) fn run_args() -> Vec<Arg> {
     let once = flag("once", Kind::Bool, "false", PACE, "Program the first complete state, print a summary, and exit");
-    let refused = NOT_BUILT.iter().map(|(name, _)| Arg::new(*name).long(*name).num_args(0..=1).require_equals(true).hide(true));
+    let refused = NOT_BUILT.iter().map(|f| arg(&flag(f.name, f.kind, "", "", "")).hide(true));
     let format = Arg::new("logging-format").long("logging-format").help_heading("Logging").help("text or json");
     let verbosity = Arg::new("verbosity").short('v').long("v").help_heading("Logging").value_name("LEVEL");
     let own = [
         arg(&once),
-        format.default_value("text").value_parser(PossibleValuesParser::new(["text", "json"])),
+        format.default_value("text").overrides_with("logging-format").value_parser(PossibleValuesParser::new(["text", "json"])),
+        version(),
         verbosity
             .help("0: what an operator needs; 4: each step; 8: everything")
             .default_value("0")
-            .value_parser(value_parser!(u8)),
+            .allow_hyphen_values(true)
+            .overrides_with("verbosity")
+            .value_parser(parse_verbosity),
     ];
     own.into_iter().chain(refused).collect()
+}
+
+/// `--version`, and `--version=raw` as kube-proxy has it.
+fn version() -> Arg {
+    let arg = Arg::new("version").long("version").short('V').help_heading("Other").help("Print the version and exit");
+    arg.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true).value_name("true|raw")
+}
+
+/// Is the version asked for?
+pub(super) fn wants_version(matches: &ArgMatches) -> bool {
+    matches.get_one::<String>("version").is_some_and(|text| parse_bool(text) != Ok(false))
+}
+
+/// What `--help` says below the flags.
+pub(super) fn afterword() -> String {
+    let names = |list: Vec<&str>| list.iter().map(|name| format!("--{name}")).collect::<Vec<_>>().join(" ");
+    let idle = names(FLAGS.iter().filter(|flag| flag.effect == Effect::None).map(|flag| flag.name).collect());
+    let refused = names(NOT_BUILT.iter().map(|flag| flag.name).collect());
+    format!(
+        "Accepted for kube-proxy's sake, without effect in this version (a use is named in the log):\n{idle}\n\n\
+         Not built into this version yet:\n{refused}\n\n\
+         Exit codes: 0 done, 1 failed, 2 arguments that cannot be used."
+    )
 }
 
 /// `render --family`.
@@ -200,12 +246,12 @@ fn arg(flag: &Flag) -> Arg {
             .num_args(0..=1)
             .require_equals(true)
             .default_missing_value("true")
-            .hide_possible_values(true)
             .value_name("true|false")
-            .value_parser(value_parser!(bool)),
+            .value_parser(parse_bool),
         Kind::Text => arg.value_name("TEXT"),
-        Kind::Number => arg.value_name("N").allow_negative_numbers(true).value_parser(value_parser!(i64)),
-        Kind::Duration => arg.value_name("DURATION").value_parser(parse_duration),
+        // A value that begins with a minus is a bad value and no other flag.
+        Kind::Number => arg.value_name("N").allow_hyphen_values(true).value_parser(parse_number),
+        Kind::Duration => arg.value_name("DURATION").allow_hyphen_values(true).value_parser(parse_duration),
         Kind::List => arg.value_name("LIST").value_delimiter(',').action(ArgAction::Append),
     };
     let arg = if flag.default.is_empty() { arg } else { arg.default_value(flag.default) };
@@ -213,6 +259,16 @@ fn arg(flag: &Flag) -> Arg {
     let arg = if matches!(flag.kind, Kind::List) { arg } else { arg.overrides_with(flag.name) };
     let arg = if flag.name == "proxy-mode" { arg.visible_alias("mode") } else { arg };
     arg.hide(flag.effect == Effect::None)
+}
+
+fn parse_number(text: &str) -> Result<i64, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a whole number"))
+}
+
+/// Levels above the highest are the highest, as in klog.
+fn parse_verbosity(text: &str) -> Result<u8, String> {
+    let level = parse_number(text)?;
+    u8::try_from(level.min(i64::from(u8::MAX))).map_err(|_| format!("{level} is below 0"))
 }
 
 /// kube-proxy takes `_` for `-` in the names of flags.
@@ -225,7 +281,17 @@ pub(super) fn normalized(argument: OsString) -> OsString {
     format!("--{}{}", name.replace('_', "-"), &flag[name.len()..]).into()
 }
 
-pub(super) fn is_given(matches: &ArgMatches, name: &str) -> bool {
+/// The long names of the flags that do something, or would.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().map(|flag| flag.name).chain(NOT_BUILT.iter().map(|flag| flag.name)).chain(["mode", "once", "logging-format"])
+}
+
+/// The values of a list; `--flag=` adds none.
+pub(super) fn list(matches: &ArgMatches, name: &str) -> Vec<String> {
+    matches.get_many::<String>(name).into_iter().flatten().filter(|value| !value.is_empty()).cloned().collect()
+}
+
+fn is_given(matches: &ArgMatches, name: &str) -> bool {
     matches.value_source(name) == Some(ValueSource::CommandLine)
 }
 

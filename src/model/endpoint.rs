@@ -81,9 +81,9 @@ impl EndpointSlice {
         let family = match object.address_type.as_str() {
             "IPv4" => Family::Ipv4,
             "IPv6" => Family::Ipv6,
-            "FQDN" => return None, // no proxy resolves names
             other => {
-                problems.push(Problem { field: "addressType".into(), cause: format!("{other:?} is not IPv4 or IPv6") });
+                let cause = format!("{other:?} is not IPv4 or IPv6, the slice is left out");
+                problems.push(Problem { field: "addressType".into(), cause });
                 return None;
             }
         };

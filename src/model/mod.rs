@@ -10,7 +10,7 @@ pub mod select;
 pub mod service;
 mod state;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 pub use endpoint::{Endpoint, EndpointSlice};
 pub use node::Node;
@@ -30,10 +30,22 @@ impl ObjectKey {
     }
 }
 
+/// On one line, whatever a file calls its objects: keys stand in log lines.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if !self.namespace.is_empty() {
+            write_visible(f, &self.namespace)?;
+            f.write_char('/')?;
+        }
+        write_visible(f, &self.name)
     }
+}
+
+fn write_visible(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    if !text.contains(char::is_control) {
+        return f.write_str(text);
+    }
+    text.chars().try_for_each(|c| if c.is_control() { write!(f, "{}", c.escape_default()) } else { f.write_char(c) })
 }
 
 /// A part of an object that could not be used, and what it was. The rest of the object was used.

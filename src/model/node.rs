@@ -30,7 +30,7 @@ impl Node {
     pub fn from_object(object: &api::Node) -> Parsed<Self> {
         let mut problems = Vec::new();
         let node = Self {
-            zone: object.metadata.labels.as_ref().and_then(|l| l.get(ZONE_LABEL)).map(|z| z.as_str().into()),
+            zone: zone(object),
             addresses: addresses(object, &mut problems),
             pod_cidrs: pod_cidrs(object, &mut problems),
             leaving: is_leaving(object),
@@ -47,6 +47,12 @@ impl Node {
     pub fn primary_pod_cidrs(&self) -> PerFamily<Option<IpNet>> {
         PerFamily::from_fn(|family| self.pod_cidrs.iter().copied().find(|c| Family::of_net(c) == family))
     }
+}
+
+/// An empty label names no zone, so that an empty hint does not mean this node.
+fn zone(object: &api::Node) -> Option<Arc<str>> {
+    let label = object.metadata.labels.as_ref()?.get(ZONE_LABEL)?;
+    (!label.is_empty()).then(|| label.as_str().into())
 }
 
 fn addresses(object: &api::Node, problems: &mut Vec<Problem>) -> Vec<IpAddr> {

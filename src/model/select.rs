@@ -106,3 +106,160 @@ impl Topology {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, SocketAddr};
+
+    use super::super::endpoint::{Conditions, Hints};
+    use super::super::service::Addresses;
+    use super::*;
+    use crate::net::Protocol;
+
+    const HERE: Place<'static> = Place { node: "node-a", zone: Some("zone-a") };
+
+    /// Endpoint n from words: `here` is on this node, `unready`, `leaving` (terminating and serving), `dying`
+    /// (terminating, not serving), `z:a` a hint for zone-a, `n:a` one for node-a.
+    fn endpoint(n: u8, words: &str) -> Endpoint {
+        let has = |word: &str| words.split(' ').any(|w| w == word);
+        let hints = |prefix: &str, full: &str| {
+            words.split(' ').filter_map(|w| w.strip_prefix(prefix)).map(|name| format!("{full}{name}").into()).collect()
+        };
+        let (leaving, dying) = (has("leaving"), has("dying"));
+        Endpoint {
+            address: SocketAddr::from(([10, 244, 0, n], 80)),
+            local: has("here"),
+            conditions: Conditions {
+                ready: !(has("unready") || leaving || dying),
+                serving: !(has("unready") || dying),
+                terminating: leaving || dying,
+            },
+            hints: Hints { zones: hints("z:", "zone-"), nodes: hints("n:", "node-") },
+        }
+    }
+
+    /// A service port from words: `node-port`, `ext-local`, `int-local`.
+    fn port(words: &str) -> ServicePort {
+        let cluster_ip = IpAddr::from([10, 96, 0, 1]);
+        let has = |word: &str| words.split(' ').any(|w| w == word);
+        ServicePort {
+            name: "ns/name".into(),
+            port_name: "".into(),
+            protocol: Protocol::Tcp,
+            port: 80,
+            node_port: if has("node-port") { 30080 } else { 0 },
+            addresses: Addresses { cluster_ip, external_ips: vec![], load_balancer_vips: vec![], source_ranges: vec![] },
+            affinity_seconds: None,
+            external_policy_local: has("ext-local"),
+            internal_policy_local: has("int-local"),
+            health_check_node_port: 0,
+        }
+    }
+
+    /// Endpoints numbered from 1; the numbers of the cluster list, the local one, the reachable ones; any?
+    type Case<'a> = (&'a str, &'a [&'a str], &'a [u8], &'a [u8], &'a [u8], bool);
+
+    #[track_caller]
+    fn check(place: Place<'_>, cases: &[Case<'_>]) {
+        for &(words, given, cluster, local, reachable, any) in cases {
+            let endpoints: Vec<_> = (1..).zip(given).map(|(n, words)| endpoint(n, words)).collect();
+            let found = select(&endpoints, &port(words), place);
+            let numbers = |list: &[&Endpoint]| list.iter().map(|e| number(e.address)).collect::<Vec<_>>();
+            let have = (numbers(&found.cluster), numbers(&found.local), numbers(&found.reachable), found.any);
+            let want = (cluster.to_vec(), local.to_vec(), reachable.to_vec(), any);
+            assert_eq!(have, want, "{words:?} with {given:?}");
+        }
+    }
+
+    fn number(address: SocketAddr) -> u8 {
+        match address.ip() {
+            IpAddr::V4(ip) => ip.octets()[3],
+            IpAddr::V6(_) => 0,
+        }
+    }
+
+    #[test]
+    fn zone_hints_count_when_all_ready_endpoints_have_them_and_one_names_the_zone() {
+        check(
+            HERE,
+            &[
+                ("", &["z:a", "z:b", "z:a z:b"], &[1, 3], &[], &[1, 3], true),
+                ("", &["z:a", "z:b", ""], &[1, 2, 3], &[], &[1, 2, 3], true),
+                ("", &["z:b", "z:c"], &[1, 2], &[], &[1, 2], true),
+                ("", &["z:a", "z:b", "unready"], &[1], &[], &[1], true),
+                ("", &["z:a unready", "z:b"], &[2], &[], &[2], true),
+                ("", &["z:a", "leaving"], &[1], &[], &[1], true),
+            ],
+        );
+        let nowhere = Place { zone: None, ..HERE };
+        check(nowhere, &[("", &["z:a", "z:b"], &[1, 2], &[], &[1, 2], true)]);
+    }
+
+    #[test]
+    fn node_hints_come_before_zone_hints_and_fall_back_to_them() {
+        check(
+            HERE,
+            &[
+                ("", &["n:a z:a", "n:b z:a", "n:c z:b"], &[1], &[], &[1], true),
+                ("", &["n:b z:a", "n:c z:b"], &[1], &[], &[1], true),
+                ("", &["n:b z:b", "n:c z:c"], &[1, 2], &[], &[1, 2], true),
+                ("", &["n:a z:a", "z:a", "z:b"], &[1, 2], &[], &[1, 2], true),
+                ("", &["n:a", "n:b"], &[1], &[], &[1], true),
+                ("", &["n:a unready", "n:b"], &[2], &[], &[2], true),
+                ("", &["n:a", "n:a n:b", "n:b unready"], &[1, 2], &[], &[1, 2], true),
+            ],
+        );
+    }
+
+    #[test]
+    fn local_policies_take_local_endpoints_whatever_the_hints() {
+        check(
+            HERE,
+            &[
+                ("int-local", &["here", ""], &[], &[1], &[1], true),
+                ("int-local", &["", ""], &[], &[], &[], true),
+                ("int-local", &[], &[], &[], &[], false),
+                ("int-local node-port", &["here", ""], &[1, 2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["here", ""], &[1, 2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["", ""], &[1, 2], &[], &[1, 2], true),
+                // Not reachable from outside: the external policy is about nothing.
+                ("ext-local", &["here", ""], &[1, 2], &[], &[1, 2], true),
+                ("int-local ext-local node-port", &["here", ""], &[1, 2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["here z:b", "z:a", "z:b"], &[2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["here z:a", "z:a", "z:b"], &[1, 2], &[1], &[1, 2], true),
+                ("int-local", &["here z:b", "z:a"], &[], &[1], &[1], true),
+            ],
+        );
+    }
+
+    #[test]
+    fn without_a_ready_endpoint_those_that_still_serve_are_used() {
+        check(
+            HERE,
+            &[
+                ("", &["leaving", "dying", "unready"], &[1], &[], &[1], true),
+                ("", &["leaving", ""], &[2], &[], &[2], true),
+                ("", &["dying", "unready"], &[], &[], &[], false),
+                // Topology does not narrow the fallback.
+                ("", &["leaving z:a", "leaving z:b"], &[1, 2], &[], &[1, 2], true),
+                ("int-local", &["here leaving", "leaving"], &[], &[1], &[1], true),
+                ("int-local", &["here dying", "leaving"], &[], &[], &[], true),
+                ("int-local", &["here unready", "here dying"], &[], &[], &[], false),
+                // Each list falls back on its own.
+                ("ext-local node-port", &["here leaving", ""], &[2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["here leaving", "leaving"], &[1, 2], &[1], &[1, 2], true),
+                ("ext-local node-port", &["here", "leaving"], &[1], &[1], &[1], true),
+                ("ext-local node-port", &["here leaving z:a", "z:a", "z:b"], &[2], &[1], &[1, 2], true),
+            ],
+        );
+    }
+
+    /// publishNotReadyAddresses: the controller says ready, whatever else is so.
+    #[test]
+    fn a_terminating_endpoint_that_is_called_ready_is_ready() {
+        let mut endpoints = [endpoint(1, "leaving here"), endpoint(2, "unready")];
+        endpoints[0].conditions.ready = true;
+        let found = select(&endpoints, &port("ext-local node-port"), HERE);
+        assert_eq!((found.cluster.len(), found.local.len(), found.reachable.len()), (1, 1, 1));
+    }
+}

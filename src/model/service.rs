@@ -91,7 +91,15 @@ impl Service {
     pub fn from_object(object: &api::Service) -> Parsed<Self> {
         let key = super::key_of(&object.metadata);
         let mut problems = Vec::new();
-        let value = if Self::is_for_us(object) { Self::parse(object, &mut problems) } else { None };
+        let named = [("metadata.namespace", &key.namespace), ("metadata.name", &key.name)];
+        let value = match named.iter().find_map(|(field, name)| bad_name(field, name)) {
+            _ if !Self::is_for_us(object) => None,
+            Some(problem) => {
+                problems.push(problem);
+                None
+            }
+            None => Self::parse(object, &mut problems),
+        };
         Parsed { key, value, problems }
     }
 
@@ -164,19 +172,26 @@ fn parse_addresses(
     })
 }
 
-/// The ClusterIP of each family: from `clusterIPs` where `ipFamilies` says whose they are, else from
-/// `clusterIP` (behaviour.md §2.2).
+/// The ClusterIP of each family: the n-th of `clusterIPs` is of the n-th of `ipFamilies`. Without those lists,
+/// `clusterIP` alone counts (behaviour.md §2.2).
 fn parse_cluster_ips(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> PerFamily<Option<IpAddr>> {
     let mut found = PerFamily::<Option<IpAddr>>::default();
     let listed = spec.cluster_ips.as_deref().unwrap_or_default();
     let families = spec.ip_families.as_deref().unwrap_or_default();
-    let single = spec.cluster_ip.as_slice();
-    let (field, texts) =
-        if families.is_empty() || listed.is_empty() { ("spec.clusterIP", single) } else { ("spec.clusterIPs", listed) };
-    for text in texts {
+    if families.is_empty() || listed.is_empty() {
+        let text = spec.cluster_ip.as_deref().unwrap_or_default();
         match parse_ip(text) {
-            Some(address) => found[Family::of(address)] = found[Family::of(address)].or(Some(address)),
-            None => problems.push(Problem { field: field.into(), cause: format!("{text:?} is not an IP address") }),
+            Some(address) => found[Family::of(address)] = Some(address),
+            None => problems.push(Problem { field: "spec.clusterIP".into(), cause: format!("{text:?} is not an IP address") }),
+        }
+    }
+    for (i, (family, text)) in families.iter().zip(listed).enumerate() {
+        match parse_ip(text).filter(|&address| Family::of(address).as_str() == family) {
+            Some(address) => found[Family::of(address)] = Some(address),
+            None => problems.push(Problem {
+                field: format!("spec.clusterIPs[{i}]"),
+                cause: format!("{text:?} is not an {family} address, as spec.ipFamilies[{i}] says"),
+            }),
         }
     }
     found
@@ -227,13 +242,39 @@ fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> PerFam
     ranges
 }
 
+/// Of two ports with one name and protocol the later counts: names of chains are made of these, so there
+/// can be only one.
 fn parse_ports(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<PortSpec> {
-    let ports = spec.ports.iter().flatten().enumerate();
-    ports.filter_map(|(i, port)| parse_port(port).map_err(|p| problems.push(p.under(&format!("spec.ports[{i}]")))).ok()).collect()
+    let mut found = Vec::<PortSpec>::new();
+    for (i, port) in spec.ports.iter().flatten().enumerate() {
+        let place = || format!("spec.ports[{i}]");
+        match parse_port(port) {
+            Err(problem) => problems.push(problem.under(&place())),
+            Ok(port) => match found.iter_mut().find(|p| p.name == port.name && p.protocol == port.protocol) {
+                None => found.push(port),
+                Some(earlier) => {
+                    let cause = format!("takes the place of an earlier port with the same name and protocol {}", port.protocol);
+                    problems.push(Problem { field: place(), cause });
+                    *earlier = port;
+                }
+            },
+        }
+    }
+    found
+}
+
+/// What the API server never lets pass, but a file can say: `/` and `:` divide the names that chains are
+/// called after, and a line break has no place in any rule.
+fn bad_name(field: &str, name: &str) -> Option<Problem> {
+    let bad = name.contains(|c: char| c.is_control() || c == '/' || c == ':');
+    bad.then(|| Problem { field: field.into(), cause: format!("{name:?} is no name, left out") })
 }
 
 fn parse_port(port: &api::ServicePort) -> Result<PortSpec, Problem> {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
+    if let Some(problem) = bad_name("name", port.name.as_deref().unwrap_or_default()) {
+        return Err(problem);
+    }
     Ok(PortSpec {
         name: port.name.as_deref().unwrap_or_default().into(),
         protocol: Protocol::from_api(protocol)

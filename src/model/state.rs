@@ -273,3 +273,161 @@ impl State {
         service.ports_of(key, family).map(|port| self.endpoints(key, &port, family).len()).sum()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::endpoint::{Conditions, Hints, SlicePort};
+    use super::super::service::{Addresses, PortSpec};
+    use super::*;
+    use crate::net::Protocol;
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("shop", name)
+    }
+
+    fn service(ports: &[&str]) -> Service {
+        let addresses = Addresses {
+            cluster_ip: [10, 96, 0, 1].into(),
+            external_ips: vec![],
+            load_balancer_vips: vec![],
+            source_ranges: vec![],
+        };
+        let port = |name: &&str| PortSpec { name: (*name).into(), protocol: Protocol::Tcp, port: 80, node_port: 0 };
+        Service {
+            families: PerFamily { v4: Some(addresses), v6: None },
+            ports: ports.iter().map(port).collect(),
+            affinity_seconds: None,
+            external_policy_local: false,
+            internal_policy_local: false,
+            health_check_node_port: 0,
+        }
+    }
+
+    fn slice(of: &str, ports: &[&str], hosts: &[u8]) -> EndpointSlice {
+        let port = |name: &&str| SlicePort { name: (*name).into(), protocol: Protocol::Tcp, port: 8080 };
+        let endpoint = |&host: &u8| SliceEndpoint {
+            address: [10, 244, 0, host].into(),
+            node_name: Some("node-a".into()),
+            conditions: Conditions { ready: true, serving: true, terminating: false },
+            hints: Hints::default(),
+        };
+        EndpointSlice {
+            service: key(of),
+            family: Family::Ipv4,
+            ports: ports.iter().map(port).collect(),
+            endpoints: hosts.iter().map(endpoint).collect(),
+        }
+    }
+
+    fn changed(names: &[&str]) -> Changes {
+        Changes { services: names.iter().map(|name| key(name)).collect(), global: false }
+    }
+
+    /// The last bytes of the endpoints of a Service's first port.
+    fn hosts(state: &State, name: &str) -> Vec<String> {
+        let Some(port) = state.service(&key(name)).and_then(|s| s.ports_of(&key(name), Family::Ipv4).next()) else {
+            return Vec::new();
+        };
+        let endpoints = state.endpoints(&key(name), &port, Family::Ipv4);
+        endpoints.iter().map(|e| e.address.ip().to_string().replace("10.244.0.", "")).collect()
+    }
+
+    #[test]
+    fn the_same_value_again_changes_nothing() {
+        let mut state = State::new("node-a");
+        let tell = || {
+            [Event::Service(key("web"), Some(service(&["http"]))), Event::Slice(key("x"), Some(slice("web", &["http"], &[1])))]
+        };
+        for event in tell() {
+            assert_eq!(state.apply(event), changed(&["web"]));
+        }
+        for event in tell() {
+            assert!(state.apply(event).is_empty());
+        }
+        assert!(state.apply(Event::Service(key("unknown"), None)).is_empty());
+        assert!(state.apply(Event::Slice(key("unknown"), None)).is_empty());
+    }
+
+    #[test]
+    fn a_list_takes_the_place_of_what_was_known() {
+        let mut state = State::new("node-a");
+        let (web, dns) = ((key("web"), service(&["http"])), (key("dns"), service(&["http"])));
+        assert_eq!(state.apply(Event::Services(vec![web.clone(), dns.clone()])), changed(&["web", "dns"]));
+        assert!(state.apply(Event::Services(vec![dns.clone(), web])).is_empty());
+        assert_eq!(state.apply(Event::Services(vec![dns])), changed(&["web"]));
+        assert!(state.service(&key("web")).is_none() && state.received().services && !state.received().slices);
+
+        let (a, b) = ((key("a"), slice("dns", &["http"], &[1])), (key("b"), slice("dns", &["http"], &[2])));
+        state.apply(Event::Slices(vec![a, b.clone()]));
+        assert_eq!(hosts(&state, "dns"), ["1", "2"]);
+        assert_eq!(state.apply(Event::Slices(vec![b])), changed(&["dns"]));
+        assert_eq!(hosts(&state, "dns"), ["2"]);
+    }
+
+    /// kube-proxy leaves the old Service's copy in force (behaviour.md §9, 18).
+    #[test]
+    fn a_slice_that_moves_leaves_its_old_service() {
+        let mut state = State::new("node-a");
+        state.apply(Event::Services(vec![(key("old"), service(&["http"])), (key("new"), service(&["http"]))]));
+        state.apply(Event::Slice(key("x"), Some(slice("old", &["http"], &[1]))));
+        assert_eq!(state.apply(Event::Slice(key("x"), Some(slice("new", &["http"], &[1])))), changed(&["old", "new"]));
+        assert_eq!((hosts(&state, "old"), hosts(&state, "new")), (vec![], vec!["1".to_owned()]));
+        assert_eq!(state.apply(Event::Slice(key("x"), None)), changed(&["new"]));
+        assert!(state.slices_of.is_empty(), "nothing is kept of Services without slices");
+    }
+
+    #[test]
+    fn endpoints_are_sorted_as_text() {
+        let mut state = State::new("node-a");
+        state.apply(Event::Service(key("web"), Some(service(&["http"]))));
+        state.apply(Event::Slice(key("x"), Some(slice("web", &["http"], &[9, 100, 10]))));
+        assert_eq!(hosts(&state, "web"), ["100", "10", "9"]);
+    }
+
+    /// Counted over the ports of known Services, in whatever order Services and slices come and go.
+    #[test]
+    fn endpoints_are_counted_by_service_port() {
+        let mut state = State::new("node-a");
+        let hosts: Vec<u8> = (1..=250).collect();
+        let full = || slice("web", &["a", "b", "unused"], &hosts);
+        state.apply(Event::Slice(key("x"), Some(full())));
+        assert_eq!(state.endpoint_totals.v4, 0, "nobody asked for them");
+        state.apply(Event::Service(key("web"), Some(service(&["a", "b"]))));
+        assert_eq!(state.endpoint_totals, PerFamily { v4: 500, v6: 0 });
+        let mut more = full();
+        more.endpoints.iter_mut().for_each(|e| e.address = e.address.to_string().replace(".0.", ".1.").parse().unwrap());
+        assert!(!state.apply(Event::Slice(key("y"), Some(more))).global);
+        assert_eq!((state.endpoint_totals.v4, state.is_large_cluster(Family::Ipv4)), (1000, false));
+        let one = slice("web", &["a"], &[251]);
+        assert!(state.apply(Event::Slice(key("z"), Some(one))).global, "now large: all rules change");
+        assert!(state.is_large_cluster(Family::Ipv4) && !state.is_large_cluster(Family::Ipv6));
+        assert!(state.apply(Event::Services(vec![])).global);
+        assert_eq!((state.endpoint_totals.v4, state.endpoint_counts.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_node_that_is_deleted_is_remembered_and_others_are_ignored() {
+        let mut state = State::new("node-a");
+        let node = |name: &str| (ObjectKey::new("", name), Node { zone: Some("zone-a".into()), ..Node::default() });
+        assert!(state.apply(Event::Nodes(vec![node("node-b")])).is_empty());
+        assert!(state.apply(Event::Nodes(vec![node("node-b"), node("node-a")])).global);
+        assert!(state.apply(Event::Node(node("node-a").0, None)).is_empty());
+        assert!(state.apply(Event::Nodes(vec![])).is_empty());
+        assert_eq!(state.place().zone, Some("zone-a"));
+    }
+
+    #[test]
+    fn a_pod_counts_once_for_the_health_check_port() {
+        let mut state = State::new("node-a");
+        state.apply(Event::Slice(key("x"), Some(slice("web", &["a", "b"], &[1, 2]))));
+        let mut more = slice("web", &["c"], &[2, 3, 4, 5]);
+        more.endpoints[2].conditions.ready = false;
+        more.endpoints[3].node_name = None;
+        state.apply(Event::Slice(key("y"), Some(more)));
+        assert_eq!(state.local_ready_endpoints(&key("web")), 3);
+        let mut portless = slice("web", &[], &[7]);
+        portless.ports.clear();
+        state.apply(Event::Slice(key("z"), Some(portless)));
+        assert_eq!(state.local_ready_endpoints(&key("web")), 3);
+    }
+}

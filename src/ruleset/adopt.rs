@@ -54,6 +54,14 @@ impl Found {
         self.shared.keys().all(common) && !self.chains.keys().any(|key| is_ours(&key))
     }
 
+    /// The tables that have all their built-in chains. iptables makes each when the first rule goes into it, so a
+    /// table that others made may lack some: it counts as missing, to be completed.
+    fn complete_tables(&self) -> BTreeSet<Table> {
+        let has = |table: Table, chain: &str| self.shared.contains_key(&(table, chain.into()));
+        let complete = |table: &Table| table.builtin_chains().iter().all(|chain| has(*table, chain));
+        self.tables.iter().copied().filter(complete).collect()
+    }
+
     /// Begins to hand out what was found to those who want it.
     pub fn adopt(self) -> Adoption {
         let is_per_service = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::PerService;
@@ -102,7 +110,7 @@ impl Adoption {
         self.owners.insert(Owner::Nobody, AppliedBlock { chains: self.unwanted.into_iter().collect(), groups });
         self.owners.retain(|_, block| *block != AppliedBlock::default());
         let mut applied = Applied {
-            tables: self.found.tables,
+            tables: self.found.complete_tables(),
             chains: self.found.chains,
             shared: self.found.shared.into_keys().collect(),
             owners: self.owners,

@@ -30,6 +30,7 @@ pub(super) type ChainKey = (Table, ChainName);
 /// What the kernel holds of ours in one family.
 #[derive(Debug, Default)]
 pub struct Applied {
+    /// Tables that exist with all their built-in chains.
     pub(super) tables: BTreeSet<Table>,
     /// Chains that exist and are complete in themselves.
     pub(super) chains: HashMap<ChainKey, AppliedChain>,
@@ -274,7 +275,7 @@ impl<'a> Planner<'a> {
         planner
     }
 
-    /// Tables and shared chains that are missing.
+    /// Tables, built-in and shared chains that are missing.
     fn lay_ground(&mut self) {
         for table in Table::ALL.into_iter().filter(|t| !self.applied.tables.contains(t)) {
             self.fresh.push(Op::AddTable(table));

@@ -101,7 +101,7 @@ impl<T> Negatable<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct InterfaceMatch(pub Box<str>);
 
-/// The text of `-m comment`: at most 255 bytes (`XT_MAX_COMMENT_LEN` less the NUL), no NUL.
+/// The text of `-m comment`: one line of at most 255 bytes (`XT_MAX_COMMENT_LEN` less the NUL).
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Comment(Box<str>);
 
@@ -109,10 +109,12 @@ impl Comment {
     pub const MAX_LEN: usize = 255;
 
     /// Makes a comment of `text`. What does not fit is cut at a character boundary: a tenant's long
-    /// name must not make the kernel refuse a whole transaction.
+    /// name must not make the kernel refuse a whole transaction. Control characters become `?`: iptables
+    /// saves them as they are, and a line break in a comment would be a line of its own to whoever
+    /// restores it.
     pub fn new(text: &str) -> Self {
-        let text = text.split('\0').next().unwrap_or_default();
-        Self(text[..text.floor_char_boundary(Self::MAX_LEN)].into())
+        let text = &text[..text.floor_char_boundary(Self::MAX_LEN)];
+        Self(text.replace(char::is_control, "?").into())
     }
 
     pub fn as_str(&self) -> &str {

@@ -2,9 +2,9 @@
 //!
 //! Two kinds of failure, two growths: a server that cannot be reached is tried often, because its return
 //! should be noticed within a second or two and a refused connection costs nobody anything; a server that
-//! answers and refuses may just have started (kube-apiserver then knows of nobody's rights for some seconds) and
-//! is tried as often at first, but then it is loaded or of another opinion and is given ever more time. Keeps no
-//! clock.
+//! answers and refuses is starting, loaded or of another opinion. It is asked each second at first, since a
+//! starting one refuses for some seconds, and then given ever more time. Where it says when to come back, that
+//! is when. Keeps no clock.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
@@ -12,10 +12,9 @@ use std::time::Duration;
 /// Nobody may send a node away for longer than this.
 const LONGEST_RETRY_AFTER: Duration = Duration::from_mins(2);
 
-/// At most this long between tries of a server that may be back any moment.
-const SOON: Duration = Duration::from_secs(1);
-/// So many refusals in a row may be those of a server that starts: six to ten seconds.
-const STARTING: u32 = 12;
+/// How often a server that refuses is asked each second: longer than an API server takes from its first
+/// answer to its first good one.
+const PATIENT_TRIES: u32 = 12;
 
 /// What kind of failure is waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,17 +38,19 @@ impl Backoff {
         let same = self.last.is_some_and(|last| std::mem::discriminant(&last) == std::mem::discriminant(&class));
         self.tries = if same { self.tries.saturating_add(1) } else { 0 };
         self.last = Some(class);
-        let doubled = |first: Duration, times: u32| first.saturating_mul(1 << times.min(16));
+        let second = Duration::from_secs(1);
+        let doubled = |first: Duration, tries: u32| first.saturating_mul(1 << tries.min(16));
         let full = match class {
-            Class::Connection => doubled(Duration::from_millis(100), self.tries).min(SOON),
-            Class::Refusal(_) if self.tries < STARTING => doubled(Duration::from_millis(200), self.tries).min(SOON),
-            Class::Refusal(_) => doubled(SOON, self.tries - STARTING + 1).min(Duration::from_secs(30)),
+            Class::Connection => doubled(Duration::from_millis(100), self.tries).min(second),
+            Class::Refusal(Some(asked)) => {
+                // All nodes were told the same: they come back spread over half as long again.
+                let asked = asked.clamp(Duration::from_millis(200), LONGEST_RETRY_AFTER);
+                return asked + (asked / 2).mul_f64(random_fraction());
+            }
+            Class::Refusal(None) if self.tries < PATIENT_TRIES => doubled(Duration::from_millis(200), self.tries).min(second),
+            Class::Refusal(None) => doubled(second, self.tries - PATIENT_TRIES + 1).min(Duration::from_secs(30)),
         };
-        let delay = full / 2 + (full / 2).mul_f64(random_fraction());
-        match class {
-            Class::Refusal(Some(asked)) => delay.max(asked.min(LONGEST_RETRY_AFTER)),
-            _ => delay,
-        }
+        full / 2 + (full / 2).mul_f64(random_fraction())
     }
 
     /// It worked: the next failure is a first one.
@@ -96,27 +97,29 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_starts_is_tried_for_some_seconds_at_least_each_second() {
-        let mut backoff = Backoff::default();
-        let delays: Vec<_> = (0..STARTING).map(|_| backoff.next(Class::Refusal(None))).collect();
-        assert!(delays.iter().all(|&delay| delay <= SOON), "{delays:?}");
-        assert!(delays.iter().sum::<Duration>() >= Duration::from_secs(5), "{delays:?}");
-        assert!(backoff.next(Class::Refusal(None)) >= SOON);
-    }
-
-    #[test]
-    fn refusals_grow_to_half_a_minute_and_keep_to_retry_after() {
+    fn refusals_are_patient_first_and_then_grow_to_half_a_minute() {
         let mut backoff = Backoff::default();
         for _ in 0..5 {
             backoff.next(Class::Connection);
         }
         assert!(millis(&mut backoff, Class::Refusal(None)) <= 200, "another kind of failure starts anew");
-        let asked = Duration::from_secs(7);
-        assert_eq!(backoff.next(Class::Refusal(Some(asked))), asked);
-        for _ in 0..20 {
+        for _ in 1..PATIENT_TRIES {
+            assert!(millis(&mut backoff, Class::Refusal(None)) <= 1000);
+        }
+        assert!((1000..=2000).contains(&millis(&mut backoff, Class::Refusal(None))));
+        for _ in 0..10 {
             backoff.next(Class::Refusal(None));
         }
         assert!((15_000..=30_000).contains(&millis(&mut backoff, Class::Refusal(None))));
-        assert_eq!(backoff.next(Class::Refusal(Some(Duration::from_hours(24)))), LONGEST_RETRY_AFTER);
+    }
+
+    #[test]
+    fn a_server_that_says_when_is_asked_then() {
+        let mut backoff = Backoff::default();
+        for _ in 0..30 {
+            assert!((1000..=1500).contains(&millis(&mut backoff, Class::Refusal(Some(Duration::from_secs(1))))));
+        }
+        let day = Duration::from_hours(24);
+        assert!((LONGEST_RETRY_AFTER..=LONGEST_RETRY_AFTER * 3 / 2).contains(&backoff.next(Class::Refusal(Some(day)))));
     }
 }

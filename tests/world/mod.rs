@@ -1,5 +1,7 @@
 //! A small cluster made of model values, changed at random, and the text that a full render of it gives.
 
+#![allow(dead_code, reason = "of which each test file uses a part")]
+
 use std::net::IpAddr;
 
 use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
@@ -19,6 +21,7 @@ pub fn config() -> RuleConfig {
         localhost_node_ports: true,
         node_port_addresses: NodePortAddresses::Within(Vec::new()),
         bind_address: None,
+        external_ips: true,
     }
 }
 

@@ -1,0 +1,89 @@
+//! The configuration as an operator reads it in the log: the command line that would make it.
+//!
+//! Every flag that has an effect is there, also where nobody gave it; what means "not set" is left out.
+
+use std::fmt::{self, Display, Formatter};
+use std::time::Duration;
+
+use super::{Config, DetectLocal, NodePortAddresses, RuleConfig, Source};
+use crate::net::Family;
+
+impl Display for Config {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "--hostname-override={}", self.node_name)?;
+        match &self.source {
+            Source::Manifests(path) => word(f, "manifests", &path.display())?,
+            Source::Api { kubeconfig, master } => {
+                kubeconfig.iter().try_for_each(|path| word(f, "kubeconfig", &path.display()))?;
+                master.iter().try_for_each(|url| word(f, "master", url))?;
+            }
+        }
+        list(f, "node-ip", &self.node_ips)?;
+        if self.once {
+            word(f, "once", &true)?;
+        }
+        rules(f, &self.rules)?;
+        word(f, "conntrack-tcp-be-liberal", &self.tcp_be_liberal)?;
+        let served = |address: Option<_>| address.map(|a: std::net::SocketAddr| a.to_string()).unwrap_or_default();
+        word(f, "healthz-bind-address", &served(self.healthz_bind_address))?;
+        word(f, "metrics-bind-address", &served(self.metrics_bind_address))?;
+        word(f, "bind-address-hard-fail", &self.bind_address_hard_fail)?;
+        word(f, "iptables-sync-period", &Seconds(self.sync_period))?;
+        word(f, "iptables-min-sync-period", &Seconds(self.min_sync_period))
+    }
+}
+
+fn rules(f: &mut Formatter<'_>, config: &RuleConfig) -> fmt::Result {
+    word(f, "proxy-mode", &config.mode)?;
+    detect_local(f, &config.detect_local)?;
+    word(f, "masquerade-all", &config.masquerade_all)?;
+    word(f, "iptables-masquerade-bit", &config.masquerade_mark.trailing_zeros())?;
+    word(f, "iptables-localhost-nodeports", &config.localhost_node_ports)?;
+    match &config.node_port_addresses {
+        NodePortAddresses::Primary => word(f, "nodeport-addresses", &"primary")?,
+        NodePortAddresses::Within(ranges) => list(f, "nodeport-addresses", ranges)?,
+    }
+    config.bind_address.iter().try_for_each(|address| word(f, "bind-address", address))
+}
+
+fn detect_local(f: &mut Formatter<'_>, detect: &DetectLocal) -> fmt::Result {
+    match detect {
+        DetectLocal::ClusterCidr(cidrs) => {
+            word(f, "detect-local-mode", &"ClusterCIDR")?;
+            let cidrs: Vec<_> = Family::ALL.into_iter().filter_map(|family| cidrs[family]).collect();
+            list(f, "cluster-cidr", &cidrs)
+        }
+        DetectLocal::NodeCidr => word(f, "detect-local-mode", &"NodeCIDR"),
+        DetectLocal::BridgeInterface(name) => {
+            word(f, "detect-local-mode", &"BridgeInterface")?;
+            word(f, "pod-bridge-interface", name)
+        }
+        DetectLocal::InterfaceNamePrefix(prefix) => {
+            word(f, "detect-local-mode", &"InterfaceNamePrefix")?;
+            word(f, "pod-interface-name-prefix", prefix)
+        }
+    }
+}
+
+fn word(f: &mut Formatter<'_>, flag: &str, value: &dyn Display) -> fmt::Result {
+    let value = value.to_string();
+    let plain = !value.contains(|c: char| c.is_whitespace() || c.is_control() || c == '"');
+    if plain { write!(f, " --{flag}={value}") } else { write!(f, " --{flag}={value:?}") }
+}
+
+fn list(f: &mut Formatter<'_>, flag: &str, values: &[impl Display]) -> fmt::Result {
+    if values.is_empty() {
+        return Ok(());
+    }
+    let texts: Vec<_> = values.iter().map(ToString::to_string).collect();
+    word(f, flag, &texts.join(","))
+}
+
+/// As flags take them: `30s`, `1.5s`, `100ms`.
+struct Seconds(Duration);
+
+impl Display for Seconds {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.0.is_zero() { f.write_str("0s") } else { write!(f, "{:?}", self.0) }
+    }
+}
