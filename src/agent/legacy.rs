@@ -1,4 +1,4 @@
-//! Rules of iptables-legacy on the same node: the kernel runs them beside those of nf_tables, and no tool shows both.
+//! Rules of iptables-legacy on the same node: the kernel runs them beside those of `nf_tables`, and no tool shows both.
 
 /// Where the kernel lists the legacy tables of this network namespace, and the tool that shows them.
 const TABLES: [(&str, &str); 2] =
