@@ -39,6 +39,10 @@ impl Cluster for ApiServer {
         Self::delete(self, resource, NAMESPACE, name);
     }
 
+    async fn objects(&self) -> Vec<Value> {
+        ["services", "endpointslices", "nodes"].into_iter().flat_map(|resource| Self::objects(self, resource)).collect()
+    }
+
     async fn stop(&mut self) {
         Self::stop(self);
     }

@@ -1,9 +1,13 @@
-//! The same story against the real kube-apiserver and etcd, where `KUBEBUILDER_ASSETS` names the folder
-//! they are in (as setup-envtest prints it). Without that the story runs in tests/api.rs only.
+//! The same stories against the real kube-apiserver and etcd, where `KUBEBUILDER_ASSETS` names the folder they are in
+//! (as setup-envtest prints it): what the source tells, and what rules the built `sluice` makes of it in a namespace,
+//! over TLS, with no more rights than kube-proxy has. Without the real ones the stories are told against our own
+//! API server only.
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failed test")]
 
+mod cluster;
 mod scenario;
+mod support;
 
 use std::fs;
 use std::net::TcpListener;
@@ -11,17 +15,23 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use data_encoding::BASE64;
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use cluster::certificates::{Authority, pem};
+use cluster::kubeconfig::Kubeconfig;
+use cluster::{ClusterNode, story};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, TypeMeta};
+use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use scenario::{Cluster, NAMESPACE, NODE};
-use serde_json::{Value, json};
+use serde_json::Value;
 use sluice::source::kube::{ApiOptions, Timing};
+use support::require_root;
 
-const TOKEN: &str = "sluice-test-token";
+/// Of the one who writes objects.
+const ADMIN: &str = "token-of-the-admin";
+/// Of `system:kube-proxy`, to whom the API server itself grants what a proxy needs (`system:node-proxier`).
+const PROXY: &str = "token-of-the-proxy";
 /// A cold kube-apiserver on a small machine.
 const READY: Duration = Duration::from_mins(2);
 
@@ -45,10 +55,12 @@ impl Drop for Process {
     }
 }
 
-/// etcd and kube-apiserver on free ports of 127.0.0.1. Fields are dropped in order: the server first.
+/// etcd and kube-apiserver on free ports of 127.0.0.1, in the network namespace of the thread that makes it. Fields are
+/// dropped in order: the server first.
 struct RealCluster {
     apiserver: Option<Process>,
     _etcd: Process,
+    authority: Authority,
     assets: PathBuf,
     folder: PathBuf,
     etcd_port: u16,
@@ -56,25 +68,37 @@ struct RealCluster {
 }
 
 impl RealCluster {
-    async fn new(assets: PathBuf) -> Self {
-        let folder = std::env::temp_dir().join(format!("sluice-real-{}", std::process::id()));
+    async fn new(assets: PathBuf, test: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("sluice-{test}-cluster-{}", std::process::id()));
         fs::create_dir_all(&folder).unwrap();
         let [etcd_port, peer_port, port] = free_ports();
-        write_credentials(&folder, port);
+        let authority = Authority::new("cluster");
+        write_credentials(&folder, &authority);
         let etcd = Process::start(&folder, &assets.join("etcd"), &etcd_arguments(&folder, etcd_port, peer_port));
-        let mut cluster = Self { apiserver: None, _etcd: etcd, assets, folder, etcd_port, port };
+        let mut cluster = Self { apiserver: None, _etcd: etcd, authority, assets, folder, etcd_port, port };
         cluster.start().await;
         cluster
     }
 
-    fn kubeconfig(&self) -> PathBuf {
-        self.folder.join("kubeconfig")
+    fn kubeconfig(&self, token: &str) -> Kubeconfig {
+        Kubeconfig::new(&format!("https://127.0.0.1:{}", self.port)).authority(&self.authority).token(token)
     }
 
     async fn client(&self) -> Client {
-        let kubeconfig = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        let file = self.kubeconfig(ADMIN).write(self.folder.join("admin"));
+        let kubeconfig = kube::config::Kubeconfig::read_from(file).unwrap();
         let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
         Client::try_from(config).unwrap()
+    }
+
+    /// All objects of a resource, in all namespaces, each saying what it is.
+    async fn list(&self, resource: &str) -> Vec<Value> {
+        let Resource { api, .. } = Resource::named(resource);
+        let types = TypeMeta { api_version: api.api_version.clone(), kind: api.kind.clone() };
+        let all: Api<DynamicObject> = Api::all_with(self.client().await, &api);
+        let items = all.list(&ListParams::default()).await.unwrap().items;
+        let named = items.into_iter().map(|object| DynamicObject { types: Some(types.clone()), ..object });
+        named.map(|object| serde_json::to_value(object).unwrap()).collect()
     }
 
     async fn api(&self, object: &Resource) -> Api<DynamicObject> {
@@ -113,7 +137,8 @@ impl Drop for RealCluster {
 
 impl Cluster for RealCluster {
     fn options(&self) -> ApiOptions {
-        ApiOptions { kubeconfig: Some(self.kubeconfig()), master: None, node_name: NODE.into(), timing: Timing::default() }
+        let kubeconfig = Some(self.kubeconfig(PROXY).write(self.folder.join("proxy")));
+        ApiOptions { kubeconfig, master: None, node_name: NODE.into(), timing: Timing::default() }
     }
 
     async fn put(&self, object: Value) {
@@ -130,6 +155,14 @@ impl Cluster for RealCluster {
 
     async fn delete(&self, resource: &str, name: &str) {
         self.api(&Resource::named(resource)).await.delete(name, &DeleteParams::default()).await.unwrap();
+    }
+
+    async fn objects(&self) -> Vec<Value> {
+        let mut all = Vec::new();
+        for resource in ["services", "endpointslices", "nodes"] {
+            all.extend(self.list(resource).await);
+        }
+        all
     }
 
     async fn stop(&mut self) {
@@ -177,27 +210,24 @@ fn free_ports() -> [u16; 3] {
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
-fn write_credentials(folder: &Path, port: u16) {
+fn write_credentials(folder: &Path, authority: &Authority) {
     let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &SystemRandom::new()).unwrap();
     let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8.as_ref(), &SystemRandom::new()).unwrap();
     // SubjectPublicKeyInfo of a P-256 key: a constant head and the point.
     let head = data_encoding::HEXLOWER.decode(b"3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap();
     let public = [head.as_slice(), pair.public_key().as_ref()].concat();
-    fs::write(folder.join("sa.key"), pem("PRIVATE KEY", pkcs8.as_ref())).unwrap();
-    fs::write(folder.join("sa.pub"), pem("PUBLIC KEY", &public)).unwrap();
-    fs::write(folder.join("tokens.csv"), format!("{TOKEN},admin,admin,\"system:masters\"\n")).unwrap();
-    let kubeconfig = json!({"apiVersion": "v1", "kind": "Config", "current-context": "c",
-        "clusters": [{"name": "k", "cluster": {
-            "server": format!("https://127.0.0.1:{port}"), "insecure-skip-tls-verify": true}}],
-        "users": [{"name": "u", "user": {"token": TOKEN}}],
-        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}]});
-    fs::write(folder.join("kubeconfig"), kubeconfig.to_string()).unwrap();
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = BASE64.encode(der);
-    let lines: Vec<_> = text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
+    let server = authority.server(&["127.0.0.1"]);
+    let tokens = format!("{ADMIN},admin,admin,\"system:masters\"\n{PROXY},system:kube-proxy,proxy\n");
+    let files = [
+        ("sa.key", pem("PRIVATE KEY", pkcs8.as_ref())),
+        ("sa.pub", pem("PUBLIC KEY", &public)),
+        ("server.crt", server.certificate_pem()),
+        ("server.key", server.key_pem()),
+        ("tokens.csv", tokens),
+    ];
+    for (name, text) in files {
+        fs::write(folder.join(name), text).unwrap();
+    }
 }
 
 fn etcd_arguments(folder: &Path, port: u16, peer_port: u16) -> Vec<String> {
@@ -223,6 +253,9 @@ fn apiserver_arguments(folder: &Path, etcd_port: u16, port: u16) -> Vec<String> 
         "--advertise-address=127.0.0.1".into(),
         // 127.0.0.1 may not be an endpoint of the service `kubernetes`, which nobody here needs.
         "--endpoint-reconciler-type=none".into(),
+        format!("--tls-cert-file={}", file("server.crt")),
+        format!("--tls-private-key-file={}", file("server.key")),
+        // Unused, but it wants to be able to write there.
         format!("--cert-dir={}", file("certificates")),
         format!("--token-auth-file={}", file("tokens.csv")),
         "--service-account-issuer=https://kubernetes.default.svc".into(),
@@ -230,16 +263,41 @@ fn apiserver_arguments(folder: &Path, etcd_port: u16, port: u16) -> Vec<String> 
         format!("--service-account-key-file={}", file("sa.pub")),
         "--authorization-mode=RBAC".into(),
         "--disable-admission-plugins=ServiceAccount".into(),
-        "--service-cluster-ip-range=10.96.0.0/16".into(),
+        "--service-cluster-ip-range=10.96.0.0/16,fd00:10:96::/112".into(),
         "--allow-privileged=true".into(),
     ]
 }
 
+fn assets() -> Option<PathBuf> {
+    let assets = std::env::var_os("KUBEBUILDER_ASSETS").map(PathBuf::from);
+    if assets.is_none() {
+        eprintln!("KUBEBUILDER_ASSETS is not set: the real API server is not tested");
+    }
+    assets
+}
+
 #[tokio::test]
 async fn the_story_with_the_real_api_server() {
-    let Some(assets) = std::env::var_os("KUBEBUILDER_ASSETS") else {
-        eprintln!("KUBEBUILDER_ASSETS is not set: the real API server is not tested");
+    if let Some(assets) = assets() {
+        scenario::story(&mut RealCluster::new(assets, "real-source").await).await;
+    }
+}
+
+#[test]
+fn the_rules_follow_the_real_api_server() {
+    let Some(assets) = assets() else { return };
+    if !require_root("the_rules_follow_the_real_api_server") {
         return;
-    };
-    scenario::story(&mut RealCluster::new(assets.into()).await).await;
+    }
+    let node = ClusterNode::new("real-rules");
+    // All of it in the namespace of the node: the programs, and the sockets of this thread's client.
+    node.namespace.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut cluster = RealCluster::new(assets, "real-rules").await;
+            let how = node.kubeconfig(&cluster.kubeconfig(PROXY));
+            // Shown when the test fails: a server that starts may well refuse for a moment.
+            println!("{}", story::rules_follow(&mut cluster, &node, || node.start(&how)).await);
+        });
+    });
 }

@@ -14,7 +14,9 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 
 use super::selector::Selector;
 use super::store::{Gone, Page, Resource};
@@ -65,21 +67,33 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
         }
         state.generation
     };
-    let service = hyper::service::service_fn(|request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(answer(&request, &shared).await) }
-    });
-    let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let tls = shared.state().tls.clone();
+    let serving = async {
+        match tls {
+            None => speak(stream, &shared).await,
+            // Whoever the handshake displeases has been told so in it.
+            Some(config) => match TlsAcceptor::from(config).accept(stream).await {
+                Ok(stream) => speak(stream, &shared).await,
+                Err(error) => shared.change(|state| state.handshake_failures.push(error.to_string())),
+            },
+        }
+    };
     tokio::select! {
-        _ = serving => {}
+        () = serving => {}
         _ = ticks.wait_for(|_| shared.state().generation != born) => {}
     }
 }
 
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Arc<Shared>) {
+    let service = hyper::service::service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, shared).await) });
+    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
 async fn answer(request: &hyper::Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
     let mut ticks = shared.ticks.subscribe();
+    let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
     // While stalled, not even a refusal is sent.
-    let _ = ticks.wait_for(|_| !shared.state().stalled).await;
+    let _ = ticks.wait_for(|_| shared.state().answers(resource)).await;
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let mut seen = Request {
         path: request.uri().path().to_owned(),
@@ -90,6 +104,7 @@ async fn answer(request: &hyper::Request<Incoming>, shared: &Arc<Shared>) -> Res
     let admitted = admit(&mut shared.state(), &header(AUTHORIZATION));
     let result = admitted
         .and_then(|()| if request.method() == Method::GET { Ok(()) } else { Err(not_allowed(request.method())) })
+        .and_then(|()| permit(&seen, &shared.state()))
         .and_then(|()| route(&seen, shared));
     let response = result.unwrap_or_else(refuse);
     seen.status = response.status().as_u16();
@@ -109,6 +124,16 @@ fn admit(state: &mut State, authorization: &str) -> Result<(), Refusal> {
     failing.requests -= 1;
     let message = format!("failed on demand, {} more", failing.requests);
     Err(Refusal { retry_after: failing.retry_after, ..Refusal::new(failing.code, "OnDemand", message) })
+}
+
+/// As the authorizer of role bindings says it.
+fn permit(request: &Request, state: &State) -> Result<(), Refusal> {
+    let Some(resource) = state.forbidden.iter().find(|resource| request.is_of(resource)) else { return Ok(()) };
+    let group = request.path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    let verb = if request.is_watch() { "watch" } else { "list" };
+    let subject = r#"User "system:serviceaccount:kube-system:sluice""#;
+    let what = format!(r#"cannot {verb} resource "{resource}" in API group "{group}" at the cluster scope"#);
+    Err(Refusal::new(403, "Forbidden", format!("{resource} is forbidden: {subject} {what}")))
 }
 
 fn route(request: &Request, shared: &Arc<Shared>) -> Result<Response<Body>, Refusal> {

@@ -3,8 +3,8 @@
 //! It answers as kube-apiserver does where a client can tell: pages with continue tokens, watches from a
 //! position, bookmarks, watch-list, 410 after compaction, selectors that turn a mismatch into a deletion.
 //! Objects are plain JSON and are not validated, so that malformed ones can be stored. Objects are
-//! written through the [`ApiServer`] handle only, not over HTTP. Plain HTTP on a listener it is given,
-//! which may belong to another network namespace.
+//! written through the [`ApiServer`] handle only, not over HTTP. HTTP, or TLS where it is
+//! given certificates, on a listener that may belong to another network namespace.
 //!
 //! Used by `#[path = "../e2e/apiserver/mod.rs"] mod apiserver;`. It uses nothing of sluice.
 
@@ -16,6 +16,7 @@ mod selector;
 mod store;
 mod stream;
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -23,7 +24,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::watch;
+use tokio_rustls::rustls::ServerConfig;
 
+use selector::Selector;
 use store::Store;
 
 /// What a server does with `sendInitialEvents`.
@@ -84,14 +87,25 @@ struct State {
     bookmark_interval: Duration,
     stalled: bool,
     refusing: bool,
+    /// Resources whose requests get no answer, and those that nobody may read.
+    held: BTreeSet<String>,
+    forbidden: BTreeSet<String>,
+    tls: Option<Arc<ServerConfig>>,
     failing: Option<Failing>,
     /// A list or initial list breaks off after so many items.
     break_list_after: Option<(usize, Break)>,
     /// The token a request must bear.
     token: Option<String>,
     requests: Vec<Request>,
+    handshake_failures: Vec<String>,
     /// Connections of an older generation are cut.
     generation: u64,
+}
+
+impl State {
+    fn answers(&self, resource: &str) -> bool {
+        !self.stalled && !self.held.contains(resource)
+    }
 }
 
 struct Shared {
@@ -138,10 +152,14 @@ impl ApiServer {
             bookmark_interval: Duration::from_mins(1),
             stalled: false,
             refusing: false,
+            held: BTreeSet::new(),
+            forbidden: BTreeSet::new(),
+            tls: None,
             failing: None,
             break_list_after: None,
             token: None,
             requests: Vec::new(),
+            handshake_failures: Vec::new(),
             generation: 0,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), ticks: watch::Sender::new(0) });
@@ -152,7 +170,13 @@ impl ApiServer {
     }
 
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        let scheme = if self.shared.state().tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address)
+    }
+
+    /// From now on new connections speak TLS.
+    pub fn use_tls(&self, config: Arc<ServerConfig>) {
+        self.shared.change(|state| state.tls = Some(config));
     }
 
     /// Closes the listener and all connections; the objects stay. Connections are then refused.
@@ -231,6 +255,16 @@ impl ApiServer {
         });
     }
 
+    /// Requests for a resource wait until they are let through.
+    pub fn hold(&self, resource: &str, on: bool) {
+        self.shared.change(|state| if on { state.held.insert(resource.into()) } else { state.held.remove(resource) });
+    }
+
+    /// Requests for a resource are answered with 403; watches that run go on, as they do after a role was changed.
+    pub fn forbid(&self, resource: &str, on: bool) {
+        self.shared.change(|state| if on { state.forbidden.insert(resource.into()) } else { state.forbidden.remove(resource) });
+    }
+
     /// Lists break off after so many items.
     pub fn break_lists_after(&self, items: Option<(usize, Break)>) {
         self.shared.change(|state| state.break_list_after = items);
@@ -254,6 +288,12 @@ impl ApiServer {
         self.shared.change(|state| state.token = Some(token.into()));
     }
 
+    /// All objects of a resource.
+    pub fn objects(&self, resource: &str) -> Vec<Value> {
+        let all = self.shared.state().store.all(resource, &Selector::default());
+        all.into_iter().map(Arc::unwrap_or_clone).collect()
+    }
+
     /// The current resourceVersion.
     pub fn revision(&self) -> u64 {
         self.shared.state().store.revision
@@ -261,6 +301,11 @@ impl ApiServer {
 
     pub fn requests(&self) -> Vec<Request> {
         self.shared.state().requests.clone()
+    }
+
+    /// Why TLS handshakes failed, as this side saw it.
+    pub fn handshake_failures(&self) -> Vec<String> {
+        self.shared.state().handshake_failures.clone()
     }
 
     fn count(&self, wanted: impl Fn(&Request) -> bool) -> usize {

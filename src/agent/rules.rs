@@ -49,6 +49,8 @@ pub struct RuleLoop {
     started: Instant,
     /// Was everything there once that is needed to begin?
     begun: bool,
+    /// Was it said that the Node is waited for?
+    told_to_wait: bool,
     last_sync: Option<Instant>,
 }
 
@@ -75,6 +77,7 @@ impl RuleLoop {
             health_ports: HealthPorts::default(),
             started: Instant::now(),
             begun: false,
+            told_to_wait: false,
             last_sync: None,
             config,
             ground,
@@ -155,14 +158,35 @@ impl RuleLoop {
     fn due(&mut self) -> anyhow::Result<Option<Instant>> {
         if !self.begun {
             let Some(wait) = self.missing()? else { return Ok(None) };
-            if Instant::now() < wait {
+            let left = wait.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                self.tell_to_wait(left);
                 return Ok(Some(wait));
             }
-            self.begun = true;
+            self.begin();
         }
         let earliest = self.last_sync.map(|end| end + self.config.min_sync_period);
         let due = self.families.iter().filter(|f| f.sync.is_due());
         Ok(due.map(|f| f.not_before.max(earliest).unwrap_or_else(Instant::now)).min())
+    }
+
+    /// Once: nothing is programmed yet, and the log should say why.
+    fn tell_to_wait(&mut self, left: Duration) {
+        if !std::mem::replace(&mut self.told_to_wait, true) {
+            let name = &self.config.node_name;
+            let lacks = if self.state.node().is_none() { "there is no such object" } else { "it has no pod CIDRs" };
+            tracing::warn!("wait for Node {name}: {lacks}; nothing is programmed before it comes, or {left:.0?} have passed");
+        }
+    }
+
+    fn begin(&mut self) {
+        self.begun = true;
+        if self.state.node().is_none() && matches!(self.config.source, Source::Api { .. }) {
+            let name = &self.config.node_name;
+            tracing::warn!("wait for Node {name}: it did not come, going on without its zone and addresses");
+        }
+        let services = self.state.services().count();
+        tracing::info!(services, node = %self.config.node_name, "the first complete lists are in, programming rules");
     }
 
     /// Is everything there that the first sync needs? `None`: no, and only an event can change that;

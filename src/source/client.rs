@@ -4,26 +4,29 @@
 //! an error for each failed try and has neither keep-alive nor a limit for the first answer. Knows
 //! nothing of kinds or of watching.
 
-use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use ::kube::client::middleware::AuthLayer;
 use ::kube::client::{Body, Client, ClientBuilder, ConfigExt as _};
 use ::kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use ::kube::core::Status;
 use http_body_util::{BodyExt as _, Limited};
-use hyper::header::{HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::http::uri::InvalidUri;
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
+use tower::util::MapRequestLayer;
 use tower::{BoxError, ServiceBuilder, ServiceExt as _};
 use tracing::{info, warn};
 
 use super::backoff::Class;
+use super::describe::describe;
 use super::kube::{ApiOptions, Timing};
 use super::outage::Outage;
+use super::token::TokenFile;
 
 /// A refusal's text is a Status object of a few hundred bytes; a proxy in between may send a web page.
 const LONGEST_REFUSAL: usize = 64 * 1024;
@@ -39,6 +42,8 @@ pub enum ConfigError {
     Master { text: String, source: InvalidUri },
     #[error("no --kubeconfig and no --master given, and this is not a pod with a service account")]
     InCluster { source: Box<InClusterError> },
+    #[error("token file {path}")]
+    Token { path: String, source: std::io::Error },
     #[error("client for {url}")]
     Client { url: String, source: Box<::kube::Error> },
 }
@@ -51,6 +56,9 @@ pub(crate) enum Failure {
     /// Nothing came any more, but the connection stood.
     #[error("silent for {:.1} s", .0.as_secs_f32())]
     Silent(Duration),
+    /// An answer came and ended, or was cut, before it was whole.
+    #[error("the answer broke off: {0}")]
+    BrokenOff(String),
     #[error("HTTP {status}: {message}")]
     Refused { status: u16, message: String, retry_after: Option<Duration> },
     #[error("answer is not what an API server sends: {0}")]
@@ -60,9 +68,17 @@ pub(crate) enum Failure {
 impl Failure {
     pub(crate) fn class(&self) -> Class {
         match self {
-            Self::Connection(_) | Self::Silent(_) => Class::Connection,
+            Self::Connection(_) | Self::Silent(_) | Self::BrokenOff(_) => Class::Connection,
             Self::Refused { retry_after, .. } => Class::Refusal(*retry_after),
             Self::Garbage(_) => Class::Refusal(None),
+        }
+    }
+
+    /// What it means for an answer that had begun.
+    pub(crate) fn in_the_middle(self) -> Self {
+        match self {
+            Self::Connection(_) | Self::Silent(_) => Self::BrokenOff(self.to_string()),
+            other => other,
         }
     }
 
@@ -134,7 +150,7 @@ impl Server {
     pub(crate) async fn get_bytes(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, Failure> {
         let mut chunks = Chunks::new(self.get(request).await?.into_body(), self.options.timing.answer);
         let mut whole = Vec::new();
-        while let Some(chunk) = chunks.next().await? {
+        while let Some(chunk) = chunks.next().await.map_err(Failure::in_the_middle)? {
             whole.extend_from_slice(&chunk);
         }
         Ok(whole)
@@ -199,6 +215,7 @@ impl Chunks {
                         return Ok(Some(data));
                     }
                 }
+                Ok(Some(Err(::kube::Error::Service(error)))) => return Err(Failure::Connection(describe(&*error))),
                 Ok(Some(Err(error))) => return Err(Failure::Connection(describe(&error))),
                 Ok(None) => return Ok(None),
                 Err(_) => return Err(Failure::Silent(self.patience)),
@@ -249,15 +266,40 @@ fn build_client(config: &Config, timing: &Timing) -> Result<Client, ConfigError>
     tcp.set_keepalive_interval(Some(Duration::from_secs(5)));
     tcp.set_keepalive_retries(Some(3));
     tcp.set_tcp_user_timeout(Some(Duration::from_secs(25)));
+    let token = token_file(config)?;
     let tls = config.rustls_https_connector_with_connector(tcp).map_err(failed)?;
     let http = HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build::<_, Body>(tls);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
-        .option_layer(config.auth_layer().map_err(failed)?)
+        .option_layer(token.map(bearer))
+        .option_layer(other_auth(config).map_err(failed)?)
         .layer(config.extra_headers_layer().map_err(failed)?)
         .map_err(BoxError::from)
         .service(http);
     Ok(ClientBuilder::new(service.map_err(BoxError::from), config.default_namespace.clone()).build())
+}
+
+/// A token in the kubeconfig itself is preferred to a file with one, as kube has it.
+fn token_file(config: &Config) -> Result<Option<TokenFile>, ConfigError> {
+    let path = config.auth_info.token_file.as_ref().filter(|_| config.auth_info.token.is_none());
+    let open = |path: &String| TokenFile::open(path.as_ref()).map_err(|source| ConfigError::Token { path: path.clone(), source });
+    path.map(open).transpose()
+}
+
+/// Puts the token on each request.
+fn bearer(file: TokenFile) -> MapRequestLayer<impl Fn(Request<Body>) -> Request<Body> + Clone> {
+    let file = Arc::new(file);
+    MapRequestLayer::new(move |mut request: Request<Body>| {
+        request.headers_mut().insert(AUTHORIZATION, file.header());
+        request
+    })
+}
+
+/// All that kube knows of saying who we are, but for the file.
+fn other_auth(config: &Config) -> Result<Option<AuthLayer>, ::kube::Error> {
+    let mut config = config.clone();
+    config.auth_info.token_file = None;
+    config.auth_layer()
 }
 
 async fn refusal(answer: Response<Body>) -> Failure {
@@ -279,21 +321,6 @@ fn reason_of(status: StatusCode, body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
     let line = text.lines().map(str::trim).find(|line| !line.is_empty());
     line.map_or_else(|| status.canonical_reason().unwrap_or("no reason given").into(), |line| line.chars().take(200).collect())
-}
-
-/// An error with its causes, each said once: `error trying to connect: tcp connect error: Connection refused`.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let part = error.to_string();
-        if !text.contains(&part) {
-            // Writing to a String cannot fail.
-            let _ = write!(text, ": {part}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// A panic elsewhere while the lock was held leaves nothing half-done here.

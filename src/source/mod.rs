@@ -9,12 +9,14 @@ mod backoff;
 mod batch;
 mod client;
 mod decode;
+mod describe;
 mod documents;
 mod follow;
 pub mod kube;
 mod list;
 pub mod manifests;
 mod outage;
+mod token;
 mod watch;
 
 use std::fmt::Debug;

@@ -137,7 +137,7 @@ impl<W: Watched> Reflector<W> {
                     self.paged = false;
                 }
             })?;
-            self.works();
+            self.server.reachable();
             for item in page.items {
                 batch.add(item);
             }
@@ -175,9 +175,9 @@ impl<W: Watched> Reflector<W> {
         loop {
             let text = match lines.next().await {
                 Ok(Some(text)) => text,
-                Ok(None) => return Err(End::Over),
+                Ok(None) => return Err(Failure::BrokenOff("it ended before the list did".into()).into()),
                 Err(Failure::Silent(_)) => return Err(self.list_by_pages("the end of the list was never marked")),
-                Err(failure) => return Err(failure.into()),
+                Err(failure) => return Err(failure.in_the_middle().into()),
             };
             let line = decode::line::<W>(&text).map_err(Failure::from)?;
             match line.change {
@@ -304,14 +304,16 @@ impl<W: Watched> Reflector<W> {
     }
 
     async fn report(&mut self, failure: &Failure) {
-        let verb = if self.position.is_none() && !self.streams { "list" } else { "watch" };
+        // A watch that is to bring a list needs the right to watch; what it failed to bring is a list.
+        let broke_off = matches!(failure, Failure::BrokenOff(_));
+        let verb = if self.position.is_none() && (!self.streams || broke_off) { "list" } else { "watch" };
         match failure {
             Failure::Connection(_) | Failure::Silent(_) => {
                 self.server.unreachable(failure);
                 self.server.renew(false).await;
             }
             Failure::Refused { status: 410, .. } => self.server.reachable(),
-            Failure::Refused { .. } | Failure::Garbage(_) => {
+            Failure::Refused { .. } | Failure::Garbage(_) | Failure::BrokenOff(_) => {
                 self.server.reachable();
                 if self.refused.begins() {
                     warn!("{verb} {}: {failure}; what is known stays, trying again", W::RESOURCE);

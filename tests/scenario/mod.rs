@@ -212,6 +212,8 @@ pub trait Cluster {
     /// Creates or replaces.
     async fn put(&self, object: Value);
     async fn delete(&self, resource: &str, name: &str);
+    /// All Services, slices and Nodes.
+    async fn objects(&self) -> Vec<Value>;
     async fn stop(&mut self);
     /// Comes back when the server answers.
     async fn start(&mut self);

@@ -75,6 +75,16 @@ impl<'lab> Sluice<'lab> {
         wait_until("the change is in force", PATIENCE, || family_rules(self.node).iter().all(|rules| done(rules)));
     }
 
+    /// # Panics
+    /// When nobody can tell.
+    pub fn is_running(&mut self) -> bool {
+        self.process.child().try_wait().expect("a child").is_none()
+    }
+
+    pub fn is_healthy(&self) -> bool {
+        healthy(self.node)
+    }
+
     pub fn process(&self) -> &Process {
         &self.process
     }
@@ -111,12 +121,16 @@ impl Drop for Sluice<'_> {
 
 /// The flags of every run in the lab.
 pub fn arguments(manifest: &Path) -> Vec<String> {
+    common_flags().chain([format!("--manifests={}", manifest.display())]).collect()
+}
+
+/// The flags that do not say where objects come from.
+pub fn common_flags() -> impl Iterator<Item = String> {
     let flags = "--mode=iptables --hostname-override=node-a --cluster-cidr=10.244.0.0/16,fd00:10:244::/56 \
                  --metrics-bind-address=127.0.0.1:10249 \
                  --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0";
-    let manifests = format!("--manifests={}", manifest.display());
     let health = format!("--healthz-bind-address={HEALTH}");
-    flags.split_whitespace().map(str::to_owned).chain([health, manifests]).collect()
+    flags.split_whitespace().map(str::to_owned).chain([health])
 }
 
 fn healthy(node: &Namespace) -> bool {
