@@ -310,8 +310,12 @@ async fn refusals_are_told_once_and_tried_again() {
         let server = ApiServer::start();
         server.set_watch_list(WatchList::Refused);
         server.put(service("web", 1, 80));
-        server.fail(9, code, None);
+        // Everybody is refused until enough was: whoever gets through then meets no further refusal.
+        server.fail(1000, code, None);
         let mut source = Source::start(options(&server));
+        let refused = || server.requests().iter().filter(|r| r.status == code).count();
+        source.while_not("refusals", || refused() >= 9).await;
+        server.fail(0, code, None);
         source.listed().await;
         assert_eq!(source.view.port_of("web"), 80);
         let line = format!("services: HTTP {code}: failed on demand");
