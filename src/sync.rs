@@ -4,6 +4,8 @@
 //! the agent and knows no clock: when to try again is the agent's decision. After a failure it reads
 //! back what the kernel holds before it sends anything else, so a failure never leads to a wrong guess.
 
+mod removal;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
@@ -240,18 +242,28 @@ impl<'a> Sender<'a> {
     }
 
     fn commit(&mut self, mut step: Step) -> Result<(Step, Vec<Handle>), netlink::Error> {
-        let transaction: Transaction = step.take_transaction();
+        let transaction = step.take_transaction();
+        if transaction.only_removes() {
+            step.keep_empty(removal::commit(self, &transaction)?);
+            return Ok((step, Vec::new()));
+        }
+        let handles = self.send(&transaction)?;
+        Ok((step, handles))
+    }
+
+    /// Sends one transaction and counts it. Gives the handles of the rules it added.
+    fn send(&mut self, transaction: &Transaction) -> Result<Vec<Handle>, netlink::Error> {
         for op in transaction.ops.iter().filter(|op| matches!(op, Op::AddRule { .. })) {
             *self.written.entry(op.table()).or_default() += 1;
         }
         self.summary.transactions += 1;
         self.summary.operations += transaction.len();
-        let outcome = self.kernel.commit(&transaction);
+        let outcome = self.kernel.commit(transaction);
         let bytes = outcome.as_ref().map_or(0, |committed| committed.bytes);
         self.summary.bytes += bytes;
         let result = result_of(&outcome);
         self.metrics.transaction_sent(self.family, Sent { result, operations: transaction.len() as u64, bytes: bytes as u64 });
-        Ok((step, outcome?.handles))
+        Ok(outcome?.handles)
     }
 }
 

@@ -9,7 +9,7 @@ use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{Errno, Error, Kernel as _};
-use sluice::ruleset::{ChainName, Op, Table, Transaction};
+use sluice::ruleset::{ChainName, Op, Place, Rule, Table, Transaction};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{Random, World, canonical, config, endpoint, facts, key, service, slice};
@@ -200,6 +200,37 @@ fn built_in_chains_that_a_table_lacks_are_made() {
     bench.kernel.commit(&partial).expect("tables with one chain each");
     bench.sync(web(1, 2));
     bench.assert_as_rendered("over tables that lacked chains");
+}
+
+#[test]
+fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    let chain = |prefix: &str| {
+        let saved = bench.kernel.save(FAMILY);
+        let line = saved.lines().find(|line| line.starts_with(&format!(":{prefix}"))).expect("a chain");
+        ChainName::new(line[1..].split(' ').next().expect("a name"))
+    };
+    let (user, ours) = (ChainName::from("USER"), chain("KUBE-SVC-"));
+    let mut foreign = Transaction::new(FAMILY);
+    foreign.ops.push(Op::AddChain { table: Table::Nat, chain: user.clone() });
+    let rule = Rule::new().jump(&ours);
+    foreign.ops.push(Op::AddRule { table: Table::Nat, chain: user, place: Place::Tail, rule });
+    bench.kernel.commit(&foreign).expect("a foreign jump");
+
+    bench.sync([Event::Service(key("shop", "web-1"), None)]);
+    let saved = bench.kernel.save(FAMILY);
+    assert!(saved.contains(&format!(":{ours} ")) && !saved.contains(&format!("-A {ours} ")), "emptied: {saved}");
+    assert!(!saved.contains("KUBE-SEP-") && !saved.contains("shop/web-1"), "all else is gone: {saved}");
+    assert!(!bench.sync.is_due());
+
+    // Both the running proxy and the next one use the chain again when it is wanted again.
+    bench.sync(web(1, 2));
+    assert!(bench.kernel.save(FAMILY).contains(&format!("-A {ours} ")));
+    bench.sync([Event::Service(key("shop", "web-1"), None)]);
+    bench.sync = fresh_sync();
+    bench.sync([]);
+    assert!(!bench.sync.is_due());
 }
 
 #[test]

@@ -152,6 +152,12 @@ impl Step {
         mem::replace(&mut self.transaction, Transaction::new(family))
     }
 
+    /// Notes that chains it was to delete exist still, without rules.
+    pub fn keep_empty(&mut self, chains: Vec<(Table, ChainName)>) {
+        self.deleted.retain(|chain| !chains.contains(chain));
+        self.chains.extend(chains.into_iter().map(|chain| (chain, AppliedChain::EMPTY)));
+    }
+
     fn new(family: Family) -> Self {
         Self {
             transaction: Transaction::new(family),

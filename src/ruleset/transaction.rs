@@ -86,6 +86,12 @@ impl Transaction {
     pub fn len(&self) -> usize {
         self.ops.len()
     }
+
+    /// Does it take things away and add none?
+    pub fn only_removes(&self) -> bool {
+        let removes = |op: &Op| matches!(op, Op::FlushChain { .. } | Op::DeleteRule { .. } | Op::DeleteChain { .. });
+        self.ops.iter().all(removes)
+    }
 }
 
 /// What a person would type for it with iptables, near enough to read in a log.
