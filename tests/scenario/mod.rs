@@ -4,7 +4,7 @@
 #![allow(dead_code, clippy::unwrap_used, reason = "test code, of which each file uses a part")]
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -93,6 +93,7 @@ pub struct Source {
 
 impl Source {
     pub fn start(options: ApiOptions) -> Self {
+        let_nothing_be_unheard();
         let (sender, events) = channel(64);
         let task = tokio::spawn(async move { kube::run(options, sender).await.unwrap_err() });
         Self { events, task, view: View::default() }
@@ -143,12 +144,23 @@ impl Source {
     }
 }
 
+/// A place of the code that logs for the first time decides whether anybody listens. Another test's thread, to which
+/// nobody listens, may decide so for all just while this one begins to; with somebody for all threads it cannot.
+fn let_nothing_be_unheard() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let nowhere = tracing_subscriber::fmt().with_writer(std::io::sink).finish();
+        tracing::subscriber::set_global_default(nowhere).unwrap();
+    });
+}
+
 /// What is logged by this thread from now on.
 #[derive(Clone, Default)]
 pub struct Logs(Arc<Mutex<Vec<u8>>>);
 
 impl Logs {
     pub fn capture() -> (Self, tracing::subscriber::DefaultGuard) {
+        let_nothing_be_unheard();
         let logs = Self::default();
         let builder = tracing_subscriber::fmt()
             .with_writer({
