@@ -47,6 +47,8 @@ pub struct RuleLoop {
     health_ports: HealthPorts,
     reports: Reports,
     started: Instant,
+    /// Since when the first lists are complete.
+    complete: Option<Instant>,
     /// Was everything there once that is needed to begin?
     begun: bool,
     /// Was it said that the Node is waited for?
@@ -76,6 +78,7 @@ impl RuleLoop {
             families: ground.families.iter().map(paced).collect(),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
+            complete: None,
             begun: false,
             told_to_wait: false,
             last_sync: None,
@@ -191,23 +194,25 @@ impl RuleLoop {
 
     /// Is everything there that the first sync needs? `None`: no, and only an event can change that;
     /// otherwise the moment from which on the proxy does without what is missing.
-    fn missing(&self) -> anyhow::Result<Option<Instant>> {
+    fn missing(&mut self) -> anyhow::Result<Option<Instant>> {
         let received = self.state.received();
         if !(received.services && received.slices && received.nodes && received.addresses) {
             return Ok(None);
         }
         let now = Instant::now();
+        // Not from the process's start: the API server may have been away for longer than any patience.
+        let complete = *self.complete.get_or_insert(now);
         let name = &self.config.node_name;
         let waits = matches!(self.config.source, Source::Api { .. });
         let node = self.state.node();
         if self.config.rules.detect_local == DetectLocal::NodeCidr && node.is_none_or(|n| n.pod_cidrs.is_empty()) {
-            let end = self.started + POD_CIDR_PATIENCE;
+            let end = complete + POD_CIDR_PATIENCE;
             if !waits || now >= end {
                 bail!("wait for the pod CIDRs of node {name}: it has none, and --detect-local-mode=NodeCIDR needs them");
             }
             return Ok(Some(end));
         }
-        Ok(Some(if node.is_none() && waits { self.started + NODE_PATIENCE } else { now }))
+        Ok(Some(if node.is_none() && waits { complete + NODE_PATIENCE } else { now }))
     }
 
     /// Syncs every family that may be; true when nothing is left to do.
