@@ -79,14 +79,19 @@ impl ClusterNode {
     /// # Panics
     /// With the differences when that does not come.
     pub fn wait_for_rules_of(&self, what: &str, limit: Duration, objects: &[Value]) {
+        let differences = self.differences_from(objects, limit);
+        assert!(differences.is_empty(), "{what}: the rules are not those of the objects:\n{differences}");
+    }
+
+    /// Waits until the rules are those of these objects, and gives the differences when that does not come.
+    pub fn differences_from(&self, objects: &[Value], limit: Duration) -> String {
         let wanted = self.render(objects);
         let deadline = std::time::Instant::now() + limit;
         loop {
             let differences = self.differences(&wanted);
-            if differences.is_empty() {
-                return;
+            if differences.is_empty() || std::time::Instant::now() > deadline {
+                return differences;
             }
-            assert!(std::time::Instant::now() < deadline, "{what}: the rules are not those of the objects:\n{differences}");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -1,6 +1,6 @@
 //! The life of a few objects as the node's rules tell it, on an API server of any make.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -81,6 +81,14 @@ async fn put_all(cluster: &impl Cluster, objects: impl IntoIterator<Item = Value
     }
 }
 
+/// Looks at the objects again and again: the real API server makes some of its own, in its own time.
 async fn check(cluster: &impl Cluster, node_of: &ClusterNode, what: &str) {
-    node_of.wait_for_rules_of(what, LIMIT, &cluster.objects().await);
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        let differences = node_of.differences_from(&cluster.objects().await, Duration::from_secs(2));
+        if differences.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: the rules are not those of the objects:\n{differences}");
+    }
 }

@@ -3,7 +3,8 @@
 
 use std::fmt;
 use std::io::{self, BufRead as _, BufReader, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -152,14 +153,28 @@ impl Session {
     }
 }
 
+/// A UDP socket on a port that no other of this test had: a datagram from a port used before belongs to the flow that
+/// conntrack still knows, and goes where that went.
+fn bind_fresh(ipv4: bool) -> io::Result<UdpSocket> {
+    static USED: AtomicU16 = AtomicU16::new(0);
+    const FIRST: u16 = 10_000;
+    loop {
+        let port = FIRST + USED.fetch_add(1, Ordering::Relaxed) % 20_000;
+        let any: IpAddr = if ipv4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        match UdpSocket::bind((any, port)) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound,
+        }
+    }
+}
+
 /// A UDP socket that keeps its own port, as a long-lived client does.
 #[derive(Debug)]
 pub struct Datagrams(UdpSocket);
 
 impl Datagrams {
     pub fn new(to: SocketAddr, patience: Duration) -> io::Result<Self> {
-        let any: SocketAddr = if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-        let socket = UdpSocket::bind(any)?;
+        let socket = bind_fresh(to.is_ipv4())?;
         socket.set_read_timeout(Some(patience))?;
         socket.connect(to)?;
         Ok(Self(socket))
