@@ -9,7 +9,9 @@ use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{Errno, Error, Kernel as _};
-use sluice::ruleset::{ChainName, Op, Place, Rule, Table, Transaction};
+use sluice::ruleset::{
+    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
+};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{Random, World, canonical, config, endpoint, facts, key, service, slice};
@@ -276,4 +278,30 @@ fn protocols_share_a_port() {
     bench.sync([Event::Service(key("shop", "both"), Some(service))]);
     bench.assert_as_rendered("TCP and UDP");
     assert_eq!(bench.kernel.save(FAMILY).matches("has no endpoints").count(), 2);
+}
+
+/// Rules of built-in chains are added last, whoever's they are: their handles must be theirs all the same.
+#[test]
+fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
+    static LAYOUT: Layout = Layout { dispatch: &[(Table::Filter, "DISPATCH")], common: &[], prefixes: &[] };
+    let group = |chain: &str, comment: &str| {
+        let rules = vec![Rule::new().comment(comment)];
+        Group { table: Table::Filter, chain: chain.into(), slot: 0, side: Side::Head, rules }
+    };
+    let chain = OwnedChain { table: Table::Filter, name: "OWN".into(), rules: vec![Rule::new().comment("own")] };
+    let with = Block { chains: vec![chain], groups: vec![group("INPUT", "a hook"), group("DISPATCH", "dispatched")] };
+    let without = Block { groups: vec![group("DISPATCH", "dispatched")], ..with.clone() };
+
+    let mut kernel = FakeKernel::new();
+    let mut applied = Applied::default();
+    for block in [with, without] {
+        let mut planner = Planner::new(&applied, &LAYOUT, FAMILY);
+        planner.want(Owner::Mode, Some(block));
+        for mut step in planner.finish() {
+            let committed = kernel.commit(&step.take_transaction()).expect("a commit");
+            applied.record(step, &committed.handles);
+        }
+    }
+    let saved = kernel.save(FAMILY);
+    assert!(!saved.contains("a hook") && saved.contains("dispatched") && saved.contains("own"), "{saved}");
 }
