@@ -107,6 +107,17 @@ fn what_rules_do_not_depend_on_costs_nothing() {
     assert!(!bench.sync.is_due());
 }
 
+/// Every pod that comes or goes brings an address of its link: that must not cost a look at each Service.
+#[test]
+fn an_address_of_the_node_costs_no_look_at_the_services() {
+    let mut bench = Bench::new();
+    bench.sync((1..=50).flat_map(|i| web(i, 2)));
+    bench.note([Event::Addresses(vec![[172, 31, 0, 10].into(), "fe80::1".parse().expect("an address")])]);
+    let summary = bench.sync([]);
+    assert_eq!((summary.services, summary.operations), (0, 0));
+    bench.assert_as_rendered("another address");
+}
+
 #[test]
 fn a_service_that_loses_all_endpoints_is_refused_in_the_same_transaction() {
     let mut bench = Bench::new();
