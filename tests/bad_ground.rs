@@ -108,6 +108,25 @@ fn a_family_that_is_switched_off_is_left_alone() {
     assert_eq!(rules(&node.namespace.output(&["ip6tables-save"])), rules(&before));
 }
 
+/// Somebody's nftables chain has the name, but not the hook, of a built-in one: the kernel refuses all IPv6 rules.
+#[test]
+fn a_family_that_is_refused_does_not_silence_the_others_health_checks() {
+    let Some(node) = Node::new("bad-refused") else { return };
+    node.namespace.output(&["nft", "add table ip6 filter; add chain ip6 filter INPUT"]);
+    let mut objects = good("web", 1);
+    for object in objects.iter_mut().filter(|object| object["kind"] == "Service") {
+        object["spec"]["type"] = json!("LoadBalancer");
+        object["spec"]["externalTrafficPolicy"] = json!("Local");
+        object["spec"]["healthCheckNodePort"] = json!(32_000);
+    }
+    node.write_objects(&objects);
+    let run = node.run(&[]);
+    run.wait_for_rules("10.244.0.1:8080");
+    let answers = || node.namespace.exec(&["curl", "-s", "-m", "1", "127.0.0.1:32000"]).status.success();
+    wait_until("the health check port answers", PATIENCE, answers);
+    assert!(run.stop().contains("family=IPv6"), "IPv6 was to be refused");
+}
+
 #[test]
 fn ports_that_are_taken_are_waited_for_or_end_the_run() {
     let Some(node) = Node::new("bad-ports") else { return };
