@@ -22,6 +22,8 @@ use crate::sync::{FamilySync, Inputs, Summary};
 /// After a failure the next try comes after this long, then twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// With `--once`, how often the kernel may refuse the rules before that is the result.
+const ONCE_TRIES: u32 = 3;
 /// After so many failures in a row (some three seconds) a family counts as broken, not as busy.
 const GIVEN_UP: u32 = 5;
 
@@ -232,14 +234,14 @@ impl RuleLoop {
                 Ok(summary) => family.succeeded(summary, started.elapsed(), &self.reports.health),
                 Err(error) => {
                     family.failed(&error, &self.reports.metrics);
-                    failed = Some((family.sync.family(), error));
+                    failed = Some((family.sync.family(), family.failures, error));
                 }
             }
         }
         self.last_sync = Some(Instant::now());
         self.tell_health_ports();
         match failed {
-            Some((family, error)) if self.config.once && !error.is_retryable() => {
+            Some((family, failures, error)) if self.config.once && is_final(&error, failures) => {
                 Err(error).with_context(|| format!("program {family} rules"))
             }
             Some(_) => Ok(false),
@@ -278,6 +280,15 @@ impl RuleLoop {
         if let Some(ports) = self.health_ports.take_changed() {
             self.reports.service_health.sync(ports);
         }
+    }
+}
+
+/// Is there no use in trying again? What the kernel refuses may be refused because somebody else changed rules
+/// after they were read: the next try reads them again.
+fn is_final(error: &netlink::Error, failures: u32) -> bool {
+    match error {
+        netlink::Error::Refused(_) => failures >= ONCE_TRIES,
+        other => !other.is_retryable(),
     }
 }
 
