@@ -118,9 +118,11 @@ impl FamilySync {
         };
         let mut planner = Planner::new(&applied, layout, self.family);
         let mut done = Vec::new();
-        if self.pending.global {
+        if self.pending.global || self.pending.addresses {
             let (owner, block) = render::mode(context);
             planner.want(owner, Some(block));
+        }
+        if self.pending.global {
             planner.want(Owner::Nobody, None);
         }
         for key in self.services_to_render(context.state) {

@@ -7,7 +7,7 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::netns::{Process, set_sysctl};
@@ -106,6 +106,41 @@ fn a_family_that_is_switched_off_is_left_alone() {
     assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
     let rules = |dump: &str| dump.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(rules(&node.namespace.output(&["ip6tables-save"])), rules(&before));
+}
+
+/// Somebody's nftables chain has the name, but not the hook, of a built-in one: the kernel refuses all IPv6 rules.
+#[test]
+fn a_family_that_is_refused_does_not_silence_the_others_health_checks() {
+    let Some(node) = Node::new("bad-refused") else { return };
+    node.namespace.output(&["nft", "add table ip6 filter; add chain ip6 filter INPUT"]);
+    let mut objects = good("web", 1);
+    for object in objects.iter_mut().filter(|object| object["kind"] == "Service") {
+        object["spec"]["type"] = json!("LoadBalancer");
+        object["spec"]["externalTrafficPolicy"] = json!("Local");
+        object["spec"]["healthCheckNodePort"] = json!(32_000);
+    }
+    node.write_objects(&objects);
+    let run = node.run(&[]);
+    run.wait_for_rules("10.244.0.1:8080");
+    let answers = || node.namespace.exec(&["curl", "-s", "-m", "1", "127.0.0.1:32000"]).status.success();
+    wait_until("the health check port answers", PATIENCE, answers);
+    assert!(run.stop().contains("family=IPv6"), "IPv6 was to be refused");
+}
+
+/// Each finds chains made that it did not find when it looked.
+#[test]
+fn two_processes_that_begin_together_both_succeed() {
+    let Some(node) = Node::new("bad-two") else { return };
+    node.write_objects(&(1..=150).flat_map(|i| good(&format!("web-{i}"), i)).collect::<Vec<_>>());
+    for _ in 0..3 {
+        node.namespace.output(&["nft", "flush ruleset"]);
+        let start = || node.command_by(&[]).arg("--once").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        for process in [start(), start()] {
+            let output = process.wait_with_output().unwrap();
+            assert!(output.status.success(), "{}", text(output.stderr));
+        }
+        assert_eq!(node.rules().matches("--to-destination").count(), 150);
+    }
 }
 
 #[test]

@@ -321,3 +321,21 @@ fn an_overflow_of_notifications_is_a_change() {
         assert!(start.elapsed() < Duration::from_secs(5));
     });
 }
+
+/// Somebody's mistake must not end the proxy: who listens for changes gets what there is, and looks again.
+#[test]
+fn addresses_that_change_all_the_time_are_listed_for_who_listens() {
+    in_namespace(|| {
+        shell(
+            "ip link set lo up; for i in $(seq 3000); do echo addr add 172.20.$((i / 250)).$((i % 250 + 1))/32 dev lo; done | ip -batch -",
+        );
+        let churn = "while echo addr add 172.30.0.1/32 dev lo; do echo addr del 172.30.0.1/32 dev lo; done | ip -batch -";
+        let mut churn = Command::new("setsid").args(["sh", "-c", churn]).spawn().unwrap();
+        let monitor = AddressMonitor::open().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let lists: Vec<_> = (0..20).map(|_| monitor.list()).collect();
+        shell(&format!("kill -- -{}", churn.id()));
+        churn.wait().unwrap();
+        assert!(lists.into_iter().all(|list| list.unwrap().len() > 2000));
+    });
+}

@@ -9,7 +9,9 @@ use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{Errno, Error, Kernel as _};
-use sluice::ruleset::{ChainName, Op, Place, Rule, Table, Transaction};
+use sluice::ruleset::{
+    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
+};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{Random, World, canonical, config, endpoint, facts, key, service, slice};
@@ -103,6 +105,17 @@ fn what_rules_do_not_depend_on_costs_nothing() {
     bench.sync(web(1, 2));
     bench.note(web(1, 2));
     assert!(!bench.sync.is_due());
+}
+
+/// Every pod that comes or goes brings an address of its link: that must not cost a look at each Service.
+#[test]
+fn an_address_of_the_node_costs_no_look_at_the_services() {
+    let mut bench = Bench::new();
+    bench.sync((1..=50).flat_map(|i| web(i, 2)));
+    bench.note([Event::Addresses(vec![[172, 31, 0, 10].into(), "fe80::1".parse().expect("an address")])]);
+    let summary = bench.sync([]);
+    assert_eq!((summary.services, summary.operations), (0, 0));
+    bench.assert_as_rendered("another address");
 }
 
 #[test]
@@ -276,4 +289,30 @@ fn protocols_share_a_port() {
     bench.sync([Event::Service(key("shop", "both"), Some(service))]);
     bench.assert_as_rendered("TCP and UDP");
     assert_eq!(bench.kernel.save(FAMILY).matches("has no endpoints").count(), 2);
+}
+
+/// Rules of built-in chains are added last, whoever's they are: their handles must be theirs all the same.
+#[test]
+fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
+    static LAYOUT: Layout = Layout { dispatch: &[(Table::Filter, "DISPATCH")], common: &[], prefixes: &[] };
+    let group = |chain: &str, comment: &str| {
+        let rules = vec![Rule::new().comment(comment)];
+        Group { table: Table::Filter, chain: chain.into(), slot: 0, side: Side::Head, rules }
+    };
+    let chain = OwnedChain { table: Table::Filter, name: "OWN".into(), rules: vec![Rule::new().comment("own")] };
+    let with = Block { chains: vec![chain], groups: vec![group("INPUT", "a hook"), group("DISPATCH", "dispatched")] };
+    let without = Block { groups: vec![group("DISPATCH", "dispatched")], ..with.clone() };
+
+    let mut kernel = FakeKernel::new();
+    let mut applied = Applied::default();
+    for block in [with, without] {
+        let mut planner = Planner::new(&applied, &LAYOUT, FAMILY);
+        planner.want(Owner::Mode, Some(block));
+        for mut step in planner.finish() {
+            let committed = kernel.commit(&step.take_transaction()).expect("a commit");
+            applied.record(step, &committed.handles);
+        }
+    }
+    let saved = kernel.save(FAMILY);
+    assert!(!saved.contains("a hook") && saved.contains("dispatched") && saved.contains("own"), "{saved}");
 }

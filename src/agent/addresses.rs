@@ -7,7 +7,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::model::Event;
 use crate::netlink::Error;
-use crate::netlink::address::{AddressMonitor, addresses};
+use crate::netlink::address::AddressMonitor;
 
 /// How often the thread looks whether anybody still wants to know.
 const LOOK_UP: Duration = Duration::from_secs(5);
@@ -22,7 +22,7 @@ fn watch(events: &Sender<Event>) -> Result<(), Error> {
     // Listen first, look second: what changes in between is seen.
     let mut monitor = AddressMonitor::open()?;
     loop {
-        let found = addresses()?.into_iter().map(|a| a.address).collect();
+        let found = monitor.list()?.into_iter().map(|a| a.address).collect();
         if events.blocking_send(Event::Addresses(found)).is_err() {
             return Ok(()); // whoever took them has ended, and says why
         }

@@ -22,6 +22,10 @@ use crate::sync::{FamilySync, Inputs, Summary};
 /// After a failure the next try comes after this long, then twice as long, and so on.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// With `--once`, how often the kernel may refuse the rules before that is the result.
+const ONCE_TRIES: u32 = 3;
+/// After so many failures in a row (some three seconds) a family counts as broken, not as busy.
+const GIVEN_UP: u32 = 5;
 
 /// How long the Node may be missing before the proxy goes on without it (behaviour.md §7.2).
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
@@ -230,13 +234,14 @@ impl RuleLoop {
                 Ok(summary) => family.succeeded(summary, started.elapsed(), &self.reports.health),
                 Err(error) => {
                     family.failed(&error, &self.reports.metrics);
-                    failed = Some((family.sync.family(), error));
+                    failed = Some((family.sync.family(), family.failures, error));
                 }
             }
         }
         self.last_sync = Some(Instant::now());
+        self.tell_health_ports();
         match failed {
-            Some((family, error)) if self.config.once && !error.is_retryable() => {
+            Some((family, failures, error)) if self.config.once && is_final(&error, failures) => {
                 Err(error).with_context(|| format!("program {family} rules"))
             }
             Some(_) => Ok(false),
@@ -253,18 +258,37 @@ impl RuleLoop {
         format!("programmed in {:.1?}: {}", self.started.elapsed(), families.join("; "))
     }
 
-    /// After a sync without failure: who asks about endpoints gets the new answer.
-    fn all_done(&mut self) -> bool {
+    /// Is everything programmed that is wanted?
+    fn all_done(&self) -> bool {
         let done = self.families.iter().all(|family| !family.sync.is_due());
         if done {
             self.reports.metrics.changes_taken();
-            let addresses = render::node_port_addresses(&self.config.rules, &self.state, &self.ground.families);
-            self.reports.service_health.listen_on(addresses.map_or(ListenOn::All, ListenOn::These));
-            if let Some(ports) = self.health_ports.take_changed() {
-                self.reports.service_health.sync(ports);
-            }
         }
         done
+    }
+
+    /// Who asks about endpoints gets the new answer once it is in the rules. A family that cannot be
+    /// programmed at all must not take the other's load balancers away: it is not waited for.
+    fn tell_health_ports(&mut self) {
+        let waited_for = |family: &&Paced| family.failures < GIVEN_UP;
+        let mut families = self.families.iter().filter(waited_for).peekable();
+        if families.peek().is_none() || families.any(|family| family.sync.is_due()) {
+            return;
+        }
+        let addresses = render::node_port_addresses(&self.config.rules, &self.state, &self.ground.families);
+        self.reports.service_health.listen_on(addresses.map_or(ListenOn::All, ListenOn::These));
+        if let Some(ports) = self.health_ports.take_changed() {
+            self.reports.service_health.sync(ports);
+        }
+    }
+}
+
+/// Is there no use in trying again? What the kernel refuses may be refused because somebody else changed rules
+/// after they were read: the next try reads them again.
+fn is_final(error: &netlink::Error, failures: u32) -> bool {
+    match error {
+        netlink::Error::Refused(_) => failures >= ONCE_TRIES,
+        other => !other.is_retryable(),
     }
 }
 

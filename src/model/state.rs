@@ -46,18 +46,22 @@ pub struct Received {
 pub struct Changes {
     /// Services whose own derived values changed, came or went.
     pub services: BTreeSet<ObjectKey>,
-    /// Something all rules may depend on changed: the node, its addresses, the size class of the cluster.
+    /// Something all rules may depend on changed: the node, the size class of the cluster.
     pub global: bool,
+    /// The node's addresses changed: no Service's own rules depend on them. Every pod that comes or goes may
+    /// change them, so they must not cost a look at each Service.
+    pub addresses: bool,
 }
 
 impl Changes {
     pub fn is_empty(&self) -> bool {
-        !self.global && self.services.is_empty()
+        !self.global && !self.addresses && self.services.is_empty()
     }
 
     pub fn merge(&mut self, other: Self) {
         self.services.extend(other.services);
         self.global |= other.global;
+        self.addresses |= other.addresses;
     }
 }
 
@@ -252,7 +256,7 @@ impl State {
     fn replace_addresses(&mut self, all: Vec<IpAddr>, changes: &mut Changes) {
         self.received.addresses = true;
         let all = all.into_iter().collect();
-        changes.global |= self.addresses != all;
+        changes.addresses |= self.addresses != all;
         self.addresses = all;
     }
 
@@ -320,7 +324,7 @@ mod tests {
     }
 
     fn changed(names: &[&str]) -> Changes {
-        Changes { services: names.iter().map(|name| key(name)).collect(), global: false }
+        Changes { services: names.iter().map(|name| key(name)).collect(), ..Changes::default() }
     }
 
     /// The last bytes of the endpoints of a Service's first port.

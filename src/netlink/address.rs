@@ -31,18 +31,37 @@ pub struct InterfaceAddress {
     pub prefix_length: u8,
 }
 
-/// All addresses of all interfaces, of both families, as the kernel lists them.
+/// All addresses of all interfaces, of both families, as the kernel lists them. Whoever has no monitor must not
+/// get half a list: one that somebody's change came into is no answer.
 pub fn addresses() -> Result<Vec<InterfaceAddress>, Error> {
-    // Somebody else's change during the dump: what was missed is soon told by a notification, but
-    // whoever has no monitor must not get half a list.
-    (0..MAX_TRIES).find_map(|_| dump().transpose()).unwrap_or(Err(Error::Interrupted))
+    let listing = list()?;
+    if listing.interrupted { Err(Error::Interrupted) } else { Ok(listing.found) }
 }
 
 /// Addresses that change faster than they can be listed this often in a row are somebody's mistake.
 const MAX_TRIES: usize = 10;
 
-/// One dump; `None` when it was interrupted.
-fn dump() -> Result<Option<Vec<InterfaceAddress>>, Error> {
+#[derive(Debug)]
+struct Listing {
+    found: Vec<InterfaceAddress>,
+    /// Somebody changed addresses meanwhile: some may be missing, others gone already.
+    interrupted: bool,
+}
+
+/// Lists until nobody came in between, or often enough.
+fn list() -> Result<Listing, Error> {
+    let mut listing = dump()?;
+    for _ in 1..MAX_TRIES {
+        if !listing.interrupted {
+            break;
+        }
+        listing = dump()?;
+    }
+    Ok(listing)
+}
+
+/// One dump.
+fn dump() -> Result<Listing, Error> {
     let step = Step::ReadAddresses;
     let mut socket = Socket::open(Peer::Route)?;
     let mut request = Writer::default();
@@ -57,7 +76,7 @@ fn dump() -> Result<Option<Vec<InterfaceAddress>>, Error> {
             interrupted |= message.head.flags & flag::DUMP_INTERRUPTED != 0;
             match message.head.kind {
                 RTM_NEWADDR => found.extend(address(&message)),
-                NLMSG_DONE => return Ok((!interrupted).then_some(found)),
+                NLMSG_DONE => return Ok(Listing { found, interrupted }),
                 NLMSG_ERROR => return Err(Error::said(step, Errno(message.error_number()), message.error_text())),
                 _ => {}
             }
@@ -92,6 +111,12 @@ impl AddressMonitor {
         socket.join(RTNLGRP_IPV4_IFADDR)?;
         socket.join(RTNLGRP_IPV6_IFADDR)?;
         Ok(Self { socket })
+    }
+
+    /// As [`addresses`], but where these change faster than they can be listed, what was found of them: the
+    /// change that came in between is told by [`Self::wait`], so the list is looked at again.
+    pub fn list(&self) -> Result<Vec<InterfaceAddress>, Error> {
+        list().map(|listing| listing.found)
     }
 
     /// Waits until something changes, at most `timeout`; false when nothing did. All changes so far

@@ -225,22 +225,49 @@ struct PendingGroup {
 #[derive(Clone, Copy, Debug)]
 enum HandleRef {
     Known(Handle),
+    /// Of the step's rule with this index.
     Added(usize),
+    /// The same among the rules of built-in chains, which end behind all others of the step.
+    Hooked(usize),
+}
+
+impl PendingGroup {
+    /// Its rules stand in the step of the built-in chains, not in that of its owner.
+    fn are_hooks(&mut self) {
+        for (_, handle) in &mut self.rules {
+            if let HandleRef::Added(index) = *handle {
+                *handle = HandleRef::Hooked(index);
+            }
+        }
+    }
 }
 
 impl PendingBlock {
     fn shift(&mut self, by: usize) {
-        for (_, handle) in self.groups.iter_mut().flat_map(|g| &mut g.rules) {
+        for handle in self.handles() {
             if let HandleRef::Added(index) = handle {
                 *index += by;
             }
         }
     }
 
+    /// The rules of built-in chains come next, behind `rules` others.
+    fn place_hooks(&mut self, rules: usize) {
+        for handle in self.handles() {
+            if let HandleRef::Hooked(index) = *handle {
+                *handle = HandleRef::Added(rules + index);
+            }
+        }
+    }
+
+    fn handles(&mut self) -> impl Iterator<Item = &mut HandleRef> {
+        self.groups.iter_mut().flat_map(|g| &mut g.rules).map(|(_, handle)| handle)
+    }
+
     fn resolve(self, handles: &[Handle]) -> AppliedBlock {
         let resolve = |handle| match handle {
             HandleRef::Known(handle) => handle,
-            HandleRef::Added(index) => handles[index],
+            HandleRef::Added(index) | HandleRef::Hooked(index) => handles[index],
         };
         let groups = self.groups.into_iter().map(|g| AppliedGroup {
             table: g.table,
@@ -327,6 +354,8 @@ impl<'a> Planner<'a> {
     pub fn finish(self) -> Vec<Step> {
         let mut first = self.fresh;
         first.absorb(self.live);
+        let before_hooks = first.added;
+        first.owners.iter_mut().filter_map(|(_, pending)| pending.as_mut()).for_each(|p| p.place_hooks(before_hooks));
         first.absorb(self.hooks);
         let worth = |step: &Step| !step.transaction.is_empty() || !step.owners.is_empty();
         [first, self.gone].into_iter().filter(worth).collect()
@@ -361,7 +390,10 @@ impl<'a> Planner<'a> {
             let old = before.groups.iter().find(|old| old.is(&group));
             let builtin = group.table.builtin_chains().contains(&group.chain.as_str());
             let step = if builtin { &mut self.hooks } else { &mut self.live };
-            let (group, differs) = want_group(step, group, old.map_or(&[], |o| &o.rules));
+            let (mut group, differs) = want_group(step, group, old.map_or(&[], |o| &o.rules));
+            if builtin {
+                group.are_hooks();
+            }
             changed |= differs;
             pending.push(group);
         }
