@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use cluster::certificates::{Authority, pem};
 use cluster::kubeconfig::Kubeconfig;
 use cluster::{ClusterNode, story};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, TypeMeta};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, TypeMeta,
+};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use ring::rand::SystemRandom;
