@@ -391,6 +391,21 @@ async fn master_overrides_the_kubeconfig() {
 }
 
 #[tokio::test]
+async fn passwords_in_urls_are_not_logged() {
+    let (logs, _guard) = Logs::capture();
+    let server = ApiServer::start();
+    let kubeconfig = Kubeconfig::new("password", &server, "token");
+    let file = kubeconfig.0.join("config");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["clusters"][0]["cluster"]["proxy-url"] = "http://user:hunter2@proxy.example:3128".into();
+    std::fs::write(&file, config.to_string()).unwrap();
+    let master = Some(server.url().replace("://", "://user:hunter3@"));
+    Source::start(ApiOptions { kubeconfig: Some(file), master, ..options(&server) }).listed().await;
+    let text = logs.text();
+    assert!(text.contains("proxy.example:3128") && !text.contains("hunter"), "{text}");
+}
+
+#[tokio::test]
 async fn no_way_to_a_server_is_an_error() {
     let none = ApiOptions { kubeconfig: None, master: None, ..options(&ApiServer::start()) };
     let missing = ApiOptions { kubeconfig: Some("/nowhere/config".into()), ..none.clone() };

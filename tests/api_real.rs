@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 use cluster::certificates::{Authority, pem};
 use cluster::kubeconfig::Kubeconfig;
 use cluster::{ClusterNode, story};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, TypeMeta};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, TypeMeta,
+};
 use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use ring::rand::SystemRandom;
@@ -145,9 +147,8 @@ impl Cluster for RealCluster {
         let api = self.api(&Resource::of_kind(object["kind"].as_str().unwrap())).await;
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let deadline = Instant::now() + Duration::from_secs(30);
-        // Applying creates, replaces and takes away labels that are no longer given. A server just started may
-        // still lack what it needs, its ServiceCIDR for one.
-        while let Err(error) = api.patch(&name, &PatchParams::apply("sluice-test").force(), &Patch::Apply(&object)).await {
+        // A server just started may still lack what it needs, its ServiceCIDR for one.
+        while let Err(error) = write(&api, &name, &object).await {
             assert!(Instant::now() < deadline, "{object}: {error}");
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
@@ -173,6 +174,22 @@ impl Cluster for RealCluster {
         let arguments = apiserver_arguments(&self.folder, self.etcd_port, self.port);
         self.apiserver = Some(Process::start(&self.folder, &self.assets.join("kube-apiserver"), &arguments));
         self.wait_until_ready().await;
+    }
+}
+
+/// Applying creates, replaces and takes away labels that are no longer given. It refuses a Node with two addresses of
+/// one type, as each of two families has (kubernetes/kubernetes#121896): that is created, as the kubelet does it.
+async fn write(api: &Api<DynamicObject>, name: &str, object: &Value) -> Result<(), kube::Error> {
+    if object["kind"] != "Node" {
+        let applied = api.patch(name, &PatchParams::apply("sluice-test").force(), &Patch::Apply(object)).await;
+        return applied.map(drop);
+    }
+    let node = serde_json::from_value(object.clone()).map_err(kube::Error::SerdeError)?;
+    match api.create(&PostParams::default(), &node).await {
+        Err(kube::Error::Api(refusal)) if refusal.code == 409 => {
+            api.patch(name, &PatchParams::default(), &Patch::Merge(object)).await.map(drop)
+        }
+        created => created.map(drop),
     }
 }
 

@@ -6,7 +6,8 @@
 mod support;
 
 use std::fs;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -167,6 +168,31 @@ fn ports_that_are_taken_are_waited_for_or_end_the_run() {
     run.wait_for_log(&format!("listening server=\"metrics\" address={metrics}"));
     let log = run.stop();
     assert_eq!(log.matches("cannot listen").count(), 2, "once for each: {log}");
+}
+
+/// The kernel lets nobody jump to a chain that it calls itself.
+#[test]
+fn a_start_that_never_succeeds_is_unhealthy() {
+    let Some(node) = Node::new("bad-start") else { return };
+    node.write_objects(&good("web", 1));
+    node.namespace.output(&["nft", "add table ip nat; add chain ip nat KUBE-SERVICES { type nat hook output priority 200; }"]);
+    let flags = ["--healthz-bind-address=127.0.0.1:10256", "--iptables-sync-period=1s", "--iptables-min-sync-period=0s"];
+    let run = node.run(&flags);
+    run.wait_for_log("rules could not be programmed");
+    let unhealthy = || healthz(&node).lines().next().is_some_and(|status| status.contains(" 503 "));
+    wait_until_or("503 from /healthz", unhealthy, || run.log());
+    run.stop();
+}
+
+fn healthz(node: &Node) -> String {
+    let ask = || -> std::io::Result<String> {
+        let mut stream = TcpStream::connect("127.0.0.1:10256")?;
+        stream.write_all(b"GET /healthz HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    node.namespace.run(|| ask().unwrap_or_default())
 }
 
 /// Changes a foreign chain as fast as it goes until the file is gone.

@@ -211,6 +211,17 @@ async fn files_come_and_go_in_a_folder() {
 }
 
 #[tokio::test]
+async fn a_file_that_a_link_leads_to_is_followed() {
+    let (folder, elsewhere) = (Folder::new(), Folder::new());
+    let target = elsewhere.write("real.yaml", service("web", "80"));
+    std::os::unix::fs::symlink(&target, folder.0.join("web.yaml")).unwrap();
+    let mut followed = Followed::new(&folder.0);
+    followed.until(&[80]).await;
+    fs::write(&target, service("web", "8080")).unwrap();
+    followed.until(&[8080]).await;
+}
+
+#[tokio::test]
 async fn a_mounted_config_map_is_swapped() {
     let folder = Folder::new();
     for (data, port) in [("..1", "1"), ("..2", "2")] {

@@ -192,6 +192,8 @@ impl RuleLoop {
             let name = &self.config.node_name;
             tracing::warn!("wait for Node {name}: it did not come, going on without its zone and addresses");
         }
+        // Else a node whose very first rules are refused would be healthy for ever.
+        self.families.iter().for_each(|family| self.reports.health.queued(family.sync.family()));
         let services = self.state.services().count();
         tracing::info!(services, node = %self.config.node_name, "the first complete lists are in, programming rules");
     }

@@ -13,7 +13,7 @@ use ::kube::config::{Config, InClusterError, KubeConfigOptions, Kubeconfig, Kube
 use ::kube::core::Status;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::header::{AUTHORIZATION, HeaderValue, RETRY_AFTER, USER_AGENT};
-use hyper::http::uri::InvalidUri;
+use hyper::http::uri::{Authority, InvalidUri};
 use hyper::{Request, Response, StatusCode, Uri};
 use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -119,7 +119,7 @@ impl Server {
     /// Reads the configuration. Nothing is sent yet: a server that is away is waited for.
     pub(crate) async fn new(options: ApiOptions) -> Result<Self, ConfigError> {
         let config = load_config(&options).await?;
-        let url = config.cluster_url.to_string();
+        let url = without_password(&config.cluster_url);
         let client = build_client(&config, &options.timing)?;
         info!("API server: {url}");
         let current = Mutex::new(Current { client, built: Instant::now() });
@@ -245,18 +245,29 @@ async fn load_config(options: &ApiOptions) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// A URL as it may be logged: one of a proxy often has a user and a password in it.
+fn without_password(url: &Uri) -> String {
+    let text = url.to_string();
+    let Some(authority) = url.authority().map(Authority::as_str) else { return text };
+    match authority.rsplit_once('@') {
+        Some((_, host)) => text.replacen(authority, host, 1),
+        None => text,
+    }
+}
+
 async fn read_kubeconfig(path: &std::path::Path) -> Result<Config, ConfigError> {
     let failed = |source| ConfigError::Kubeconfig { path: path.display().to_string(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
     if let Some(proxy) = &config.proxy_url {
+        let proxy = without_password(proxy);
         warn!("kubeconfig {}: HTTP proxy {proxy} is not supported, connecting directly", path.display());
     }
     Ok(config)
 }
 
 fn build_client(config: &Config, timing: &Timing) -> Result<Client, ConfigError> {
-    let failed = |source| ConfigError::Client { url: config.cluster_url.to_string(), source: Box::new(source) };
+    let failed = |source| ConfigError::Client { url: without_password(&config.cluster_url), source: Box::new(source) };
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
     tcp.set_nodelay(true);

@@ -42,29 +42,34 @@ pub(crate) enum Change<W> {
     Error(Box<Status>),
 }
 
+/// Neither field has a default: an answer without them, a login page's or another program's, must not pass for an
+/// empty list, which takes everything away.
 #[derive(Deserialize)]
 struct RawPage<T> {
-    #[serde(default)]
     metadata: ListMeta,
-    // Go writes an empty list as null.
-    #[serde(default = "Option::default")]
+    // Go writes an empty list as null. The function keeps serde from taking a missing one for the same.
+    #[serde(deserialize_with = "Option::deserialize", bound(deserialize = "T: Deserialize<'de>"))]
     items: Option<Vec<T>>,
 }
 
 /// Reads a page of a list.
 pub(crate) fn page<W: Watched>(body: &[u8]) -> Result<Page<W>, serde_json::Error> {
     match serde_json::from_slice::<RawPage<W::Object>>(body) {
-        Ok(raw) => Ok(cut_page(raw, |object| W::cut_down(&object))),
-        Err(_) => Ok(cut_page(serde_json::from_slice::<RawPage<Value>>(body)?, from_value)),
+        Ok(raw) => cut_page(raw, |object| W::cut_down(&object)),
+        Err(_) => cut_page(serde_json::from_slice::<RawPage<Value>>(body)?, from_value),
     }
 }
 
-fn cut_page<W, T>(raw: RawPage<T>, cut: impl Fn(T) -> Parsed<W>) -> Page<W> {
-    Page {
+fn cut_page<W, T>(raw: RawPage<T>, cut: impl Fn(T) -> Parsed<W>) -> Result<Page<W>, serde_json::Error> {
+    let resource_version = raw.metadata.resource_version.unwrap_or_default();
+    if resource_version.is_empty() {
+        return Err(serde::de::Error::custom("a list without a resourceVersion"));
+    }
+    Ok(Page {
         items: raw.items.unwrap_or_default().into_iter().map(cut).collect(),
         continue_token: raw.metadata.continue_.unwrap_or_default(),
-        resource_version: raw.metadata.resource_version.unwrap_or_default(),
-    }
+        resource_version,
+    })
 }
 
 /// Reads a line of a watch.
@@ -176,6 +181,21 @@ mod tests {
         let bare = r#"{"kind":"Status","code":500,"message":"boom"}"#;
         assert!(matches!(read(bare).change, Change::Error(status) if status.code == 500));
         assert!(line::<Service>(b"<html>").is_err());
+    }
+
+    #[test]
+    fn what_is_no_list_is_not_an_empty_one() {
+        let not_lists = [
+            r"{}",
+            r#"{"message":"please log in"}"#,
+            r#"{"kind":"Status","metadata":{},"status":"Success"}"#,
+            r#"{"metadata":{"resourceVersion":"3"}}"#,
+            r#"{"metadata":{},"items":[]}"#,
+            r#"{"items":null}"#,
+        ];
+        for text in not_lists {
+            assert!(page::<Service>(text.as_bytes()).is_err(), "taken for a list: {text}");
+        }
     }
 
     #[test]

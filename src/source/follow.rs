@@ -32,6 +32,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How often we look without being told to: while the files are broken, or where inotify is not to be had.
 /// A look costs a few system calls; files are read when they look different only.
 const POLL: Duration = Duration::from_secs(1);
+/// And how often otherwise: inotify says nothing of what a link of the folder leads to, of other machines' writes, or
+/// of a folder above that is renamed.
+const SLOW_POLL: Duration = Duration::from_secs(5);
 
 /// Why files are no longer followed.
 #[derive(Debug, thiserror::Error)]
@@ -54,10 +57,14 @@ pub async fn follow(path: &Path, sender: Sender<Event>) -> Result<Infallible, Fo
     follower.load().await??.send(&mut follower).await?;
     follower.seen = seen;
     loop {
-        let poll = follower.broken.is_some() || watcher.is_none();
+        let pause = if follower.broken.is_some() || watcher.is_none() { POLL } else { SLOW_POLL };
         tokio::select! {
             () = follower.signal.changed.notified() => follower.signal.settle().await,
-            () = sleep(POLL), if poll => {}
+            () = sleep(pause) => match fingerprint(path) == follower.seen {
+                true if pause == SLOW_POLL => continue,
+                true => {}
+                false => rest(path).await,
+            },
             () = follower.sender.closed() => return Err(Closed.into()),
         }
         // Folders come and go, and a watch is of the folder it was set on, not of its name.
@@ -222,6 +229,20 @@ impl Signal {
                 return;
             }
         }
+    }
+}
+
+/// Waits until the files have looked the same for a moment: where nobody tells of writers, one may still be at it.
+async fn rest(path: &Path) {
+    let limit = Instant::now() + LONGEST_WAIT;
+    let mut before = fingerprint(path);
+    while Instant::now() < limit {
+        sleep(QUIET).await;
+        let now = fingerprint(path);
+        if now == before {
+            return;
+        }
+        before = now;
     }
 }
 

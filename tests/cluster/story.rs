@@ -9,8 +9,9 @@ use super::objects::{NAMESPACE, cluster_ip, labelled, node, service, slice_names
 use crate::scenario::Cluster;
 use crate::support::proxy::Sluice;
 
-/// The real API server may refuse everybody for some seconds after its start.
-const LIMIT: Duration = Duration::from_secs(20);
+/// The real API server may refuse everybody for some seconds after its start; the longest pause between two tries is
+/// half a minute.
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The rules follow: objects there before the start, updates, labels, deletions, an outage.
 pub async fn rules_follow<'a>(

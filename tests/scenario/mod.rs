@@ -15,6 +15,9 @@ use tokio::task::JoinHandle;
 
 pub const NODE: &str = "node-1";
 pub const NAMESPACE: &str = "sluice-test";
+/// More than the longest pause between two tries (half a minute): the real API server refuses everybody for some
+/// seconds after its start, on a small machine for longer than we ask it each second.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// What is known after the events so far.
 #[derive(Debug, Default)]
@@ -112,7 +115,7 @@ impl Source {
     }
 
     pub async fn until(&mut self, what: &str, wanted: impl Fn(&View) -> bool) {
-        self.within(Duration::from_secs(10), what, wanted).await;
+        self.within(PATIENCE, what, wanted).await;
     }
 
     pub async fn listed(&mut self) {
