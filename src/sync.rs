@@ -211,7 +211,8 @@ fn read_back(kernel: &mut dyn Kernel, context: &Context<'_>, layout: &'static La
         match outcome {
             Ok(()) => break,
             // Some programs change rules of theirs all the time, and waiting for them to end may be waiting
-            // for ever. Where one did change what is ours, the kernel refuses what we make of an old reading.
+            // for ever. Where one made or took away a chain or rule of ours meanwhile, the kernel refuses what
+            // we make of an old reading; a chain of ours that it refilled is seen with the next reading only.
             Err(netlink::Error::Interrupted) => {}
             Err(error) => return Err(error),
         }
