@@ -1,25 +1,18 @@
 //! Small questions that the goldens do not put: objects in, rules out. What is expected is what kube-proxy 1.36 does by
 //! its code and behaviour.md, said with each test.
 
+mod world;
+
 use serde_json::{Value, json};
-use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+use sluice::config::{DetectLocal, NodePortAddresses, RuleConfig};
 use sluice::model::{EndpointSlice, Event, Node, Service, State};
 use sluice::net::{Family, PerFamily, parse_cidr};
-use sluice::render::{self, Context, KernelFacts};
+use sluice::render::{self, Context};
 use sluice::ruleset::text;
 
 fn config() -> RuleConfig {
     let cidrs = PerFamily { v4: parse_cidr("10.244.0.0/16"), v6: parse_cidr("fd00:10:244::/56") };
-    RuleConfig {
-        mode: Mode::Iptables,
-        detect_local: DetectLocal::ClusterCidr(cidrs),
-        masquerade_all: false,
-        masquerade_mark: 0x4000,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortAddresses::Within(Vec::new()),
-        bind_address: None,
-        external_ips: true,
-    }
+    RuleConfig { detect_local: DetectLocal::ClusterCidr(cidrs), ..world::config() }
 }
 
 fn decode<T: serde::de::DeserializeOwned>(object: &Value) -> T {
@@ -58,7 +51,7 @@ impl Rules {
         }
         let addresses = ["127.0.0.1", "172.31.0.11", "192.0.2.11", "::1", "fe80::1", "fd31::b"];
         state.apply(Event::Addresses(addresses.map(|a| a.parse().expect("an address")).to_vec()));
-        let facts = KernelFacts { nfacct: true, tcp_be_liberal: false };
+        let facts = world::facts();
         let context = Context::new(config, facts, &state, family);
         let desired = render::all(&context);
         let blocks: Vec<_> = desired.rules.iter().map(|(_, block)| block).collect();
