@@ -14,7 +14,7 @@ use crate::model::{Changes, ObjectKey, State};
 use crate::net::Family;
 use crate::netlink::{self, Kernel, Seen};
 use crate::render::{self, Context, KernelFacts, PortPart};
-use crate::ruleset::{Adoption, Applied, Found, Handle, Layout, Op, Owner, Planner, Step, Table, Transaction};
+use crate::ruleset::{Adoption, Applied, Found, Handle, Layout, Op, Owner, Planner, Step, Table, Touched, Transaction};
 use crate::serve::metrics::{self, Metrics, Scope, Sent, TrafficPolicy, TransactionResult};
 
 /// What a sync works from.
@@ -76,6 +76,13 @@ impl FamilySync {
     /// Notes changes for the next sync.
     pub fn note(&mut self, changes: &Changes) {
         self.pending.merge(changes.clone());
+    }
+
+    /// Notes that somebody else changed rules: the next sync looks, and mends what is ours.
+    pub fn drifted(&mut self, touched: &Touched) {
+        if !touched.is_empty() {
+            self.applied = None;
+        }
     }
 
     /// Is there anything to do?

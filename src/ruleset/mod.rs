@@ -9,6 +9,7 @@ mod block;
 mod diff;
 mod rule;
 pub mod text;
+mod touched;
 mod transaction;
 
 pub use adopt::{Adoption, Found};
@@ -17,4 +18,5 @@ pub use diff::{Applied, Planner, Step};
 pub use rule::{
     AddrType, ChainName, Comment, CtStates, InterfaceMatch, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target,
 };
+pub use touched::Touched;
 pub use transaction::{Handle, Op, Place, Transaction};
