@@ -5,11 +5,15 @@ mod batch;
 mod commit;
 mod decode;
 mod expression;
+mod generation;
 mod handles;
+mod monitor;
 mod names;
 mod read;
 mod wire;
 mod xt;
+
+pub use monitor::{Committer, ForeignChange, RuleMonitor};
 
 use std::time::Duration;
 
@@ -20,6 +24,7 @@ use super::socket::{Peer, Socket};
 use super::{Committed, Kernel, Seen};
 use crate::net::Family;
 use crate::ruleset::{ChainName, Match, Op, Place, Rule, Table, Transaction};
+use generation::Undisturbed;
 use wire::{NFGENMSG, NFTA_GEN_ID, kind, nfgenmsg};
 
 /// A send returns when the kernel is done, so answers are there at once; only a dump is still made while
@@ -31,6 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct NftKernel {
     socket: Socket,
     sequence: u32,
+    undisturbed: Undisturbed,
 }
 
 impl NftKernel {
@@ -43,7 +49,7 @@ impl NftKernel {
             }
             _ => error,
         })?;
-        let mut kernel = Self { socket, sequence: 0 };
+        let mut kernel = Self { socket, sequence: 0, undisturbed: Undisturbed::default() };
         // What nfnetlink answers for a subsystem it doesn't have and cannot load.
         kernel.generation().map_err(|error| match error.errno() {
             Some(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP)) => Error::Unsupported { what: "nf_tables", errno },
@@ -73,6 +79,12 @@ impl NftKernel {
     /// The port id that notifications of our own changes carry.
     pub fn port(&self) -> Result<u32, Error> {
         self.socket.port()
+    }
+
+    /// Did nobody but us commit anything since `family` was last read as a whole? False also when that is not known.
+    pub fn is_undisturbed(&mut self, family: Family) -> Result<bool, Error> {
+        let generation = self.generation()?;
+        Ok(self.undisturbed.holds(family, generation))
     }
 
     /// The number of the rules' generation: each commit of anybody raises it.
@@ -139,10 +151,24 @@ fn no_answer(step: Step) -> Error {
 
 impl Kernel for NftKernel {
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
-        self.read_rules(family, visit)
+        self.undisturbed.forget(family);
+        let generation = self.read_rules(family, visit)?;
+        self.undisturbed.read(family, generation);
+        Ok(())
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
-        self.send_transaction(transaction)
+        let outcome = self.send_transaction(transaction);
+        let generation = match &outcome {
+            Ok(_) => self.generation().ok(),
+            // Nothing was applied.
+            Err(Error::Refused(_) | Error::RefusedWhole { .. }) => return outcome,
+            Err(_) => None,
+        };
+        match generation {
+            Some(generation) => self.undisturbed.committed(transaction, generation),
+            None => Family::ALL.into_iter().for_each(|family| self.undisturbed.forget(family)),
+        }
+        outcome
     }
 }
