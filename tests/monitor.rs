@@ -267,3 +267,40 @@ fn what_was_read_is_undisturbed_until_somebody_else_commits() {
         }
     });
 }
+
+/// What is big is not even told to the monitor, and what others do meanwhile is not overlooked.
+#[test]
+fn big_transactions_are_sent_unheard() {
+    in_namespace(|| {
+        let (mut kernel, mut monitor) = watched();
+        kernel.spare(monitor.ears().unwrap());
+        let big = |name: &str| (0..2_000).map(|n| new_chain(&format!("KUBE-{name}-{n}"))).collect::<Vec<_>>();
+        commit(&mut kernel, Family::Ipv4, big("SVC"));
+        kernel.commit(&Transaction { family: Family::Ipv4, ops: big("SVC") }).unwrap_err();
+        assert!(!kernel.take_unheard(), "nobody else was there");
+        shell("iptables -t nat -F KUBE-A");
+        assert_eq!(chains(&next(&mut monitor), Family::Ipv4), ["nat KUBE-A"], "it listens again");
+
+        // Somebody commits all the time: some of it falls into our transactions.
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let mut other = NftKernel::open().unwrap();
+            let (stop, kernel) = (&stop, &mut kernel);
+            scope.spawn(move || {
+                for n in 0.. {
+                    commit(&mut other, Family::Ipv6, vec![new_chain(&format!("FOREIGN-{n}"))]);
+                    if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+            let missed = (0..200).any(|n| {
+                commit(kernel, Family::Ipv4, big(&n.to_string()));
+                kernel.take_unheard()
+            });
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(missed, "a change of others was never in doubt");
+        });
+        assert!(!kernel.take_unheard(), "it is asked for once");
+    });
+}

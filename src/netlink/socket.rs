@@ -69,6 +69,13 @@ impl Socket {
             .map_err(|errno| Error::at(Step::JoinGroup, errno))
     }
 
+    /// The same socket once more, for who sets its options while another receives.
+    pub fn second_hand(&self) -> Result<Self, Error> {
+        let copy = self.fd.try_clone().map_err(|error| Error::at(Step::OpenSocket, Errno(error.raw_os_error().unwrap_or(0))))?;
+        let (receive_limit, send_limit) = (self.receive_limit, self.send_limit);
+        Ok(Self { fd: copy, receive_limit, received: Vec::new(), send_limit })
+    }
+
     /// Lets the kernel throw away, before they are queued, the datagrams whose first message carries `port`: what that
     /// socket did. A later call replaces the port.
     pub fn ignore(&self, port: u32) -> Result<(), Error> {

@@ -25,19 +25,18 @@ impl Undisturbed {
     /// We committed, and this generation was found afterwards.
     pub fn committed(&mut self, transaction: &Transaction, generation: u32) {
         for family in Family::ALL {
-            self.0[family] = self.0[family].filter(|&before| {
-                let expected = if certainly_changes(transaction) { next(before) } else { before };
-                generation == expected
-            });
-            if self.0[family].is_some() {
-                self.0[family] = Some(generation);
-            }
+            self.0[family] = self.0[family].filter(|&before| is_alone(transaction, before, generation)).map(|_| generation);
         }
     }
 
     pub fn holds(&self, family: Family, generation: u32) -> bool {
         self.0[family] == Some(generation)
     }
+}
+
+/// Was the transaction the only one that was committed between two generations? False also when that is not certain.
+pub fn is_alone(transaction: &Transaction, before: u32, after: u32) -> bool {
+    after == if certainly_changes(transaction) { next(before) } else { before }
 }
 
 /// Does the kernel find something to do in it, whatever there is? Chains may be empty and tables complete.

@@ -79,6 +79,13 @@ impl RuleMonitor {
         Ok(Self { socket, own_port, behind: false })
     }
 
+    /// What [`NftKernel::spare`] wants.
+    ///
+    /// [`NftKernel::spare`]: super::NftKernel::spare
+    pub fn ears(&self) -> Result<Ears, Error> {
+        self.socket.second_hand().map(Ears)
+    }
+
     /// Waits until others have changed something, at most `timeout`. Takes what is there already, up to a bound, as
     /// one change; `None` when in that was nothing that matters.
     ///
@@ -104,6 +111,20 @@ impl RuleMonitor {
         let lost = self.behind;
         self.behind &= !emptied;
         Ok(collector.finish(lost))
+    }
+}
+
+/// The monitor's ears, to be closed while we make so many changes ourselves that telling of them would take long.
+#[derive(Debug)]
+pub struct Ears(Socket);
+
+impl Ears {
+    pub(super) fn close(&self) -> Result<(), Error> {
+        self.0.leave(NFNLGRP_NFTABLES)
+    }
+
+    pub(super) fn open(&self) -> Result<(), Error> {
+        self.0.join(NFNLGRP_NFTABLES)
     }
 }
 
