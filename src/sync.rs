@@ -35,6 +35,19 @@ pub struct Summary {
     pub bytes: usize,
 }
 
+impl Summary {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            services: self.services.max(other.services),
+            transactions: self.transactions + other.transactions,
+            operations: self.operations + other.operations,
+            bytes: self.bytes + other.bytes,
+        }
+    }
+}
+
 /// The rules of one family in the kernel, and what is still to be done about them.
 #[derive(Debug)]
 pub struct FamilySync {

@@ -48,6 +48,20 @@ pub struct ForeignChange {
     pub since: Instant,
 }
 
+impl ForeignChange {
+    /// Takes in what came after it.
+    pub fn merge(&mut self, later: Self) {
+        let Self { mut touched, notifications, lost, by, since } = later;
+        for family in Family::ALL {
+            self.touched[family].merge(std::mem::take(&mut touched[family]));
+            self.notifications[family] += notifications[family];
+        }
+        self.lost |= lost;
+        by.into_iter().for_each(|committer| push_new(&mut self.by, committer));
+        self.since = self.since.min(since);
+    }
+}
+
 /// Who changed something.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Committer {
