@@ -94,8 +94,8 @@ mod tests {
             r#"sluice_drift_repairs_total{cause="notification",ip_family="IPv4"} 1"#,
             r#"sluice_drift_repairs_total{cause="lost_notifications",ip_family="IPv6"} 1"#,
             r#"sluice_drift_repair_operations_total{ip_family="IPv4"} 4"#,
-            r#"sluice_drift_repair_duration_seconds_bucket{le="0.05",ip_family="IPv4"} 0"#,
-            r#"sluice_drift_repair_duration_seconds_bucket{le="0.1",ip_family="IPv4"} 1"#,
+            r#"sluice_drift_repair_duration_seconds_bucket{ip_family="IPv4",le="0.05"} 0"#,
+            r#"sluice_drift_repair_duration_seconds_bucket{ip_family="IPv4",le="0.1"} 1"#,
             r#"sluice_drift_repairs_slowed{ip_family="IPv4"} 1"#,
             r#"sluice_audits_total{ip_family="IPv4",result="unchanged"} 1"#,
         ] {
