@@ -17,7 +17,7 @@ const WITHIN: Duration = Duration::from_secs(30);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(30);
 /// Without a repair for so long it is over. Longer than the longest wait, or it would end while one waits.
-const QUIET: Duration = Duration::from_secs(60);
+const QUIET: Duration = Duration::from_mins(1);
 
 /// The repairs of one family's rules, and whether somebody undoes them.
 #[derive(Debug, Default)]
@@ -143,9 +143,9 @@ mod tests {
             assert!(!contest.end_if_quiet(now) && !contest.repaired(&chain("A"), now));
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(contest.end(), Some(now + Duration::from_secs(60)));
+        assert_eq!(contest.end(), Some(now + Duration::from_mins(1)));
         assert!(!contest.end_if_quiet(now + Duration::from_secs(59)));
-        assert!(contest.end_if_quiet(now + Duration::from_secs(60)) && !contest.is_on());
+        assert!(contest.end_if_quiet(now + Duration::from_mins(1)) && !contest.is_on());
         assert!(!contest.end_if_quiet(now + Duration::from_secs(90)), "it ends once");
         assert!(!contest.repaired(&chain("A"), now + Duration::from_secs(61)), "and begins anew");
     }

@@ -188,7 +188,9 @@ mod tests {
 
     fn drift(names: &[&str], by: &[u32]) -> Drift {
         let mut touched = Touched::default();
-        names.iter().for_each(|name| touched.add(Table::Nat, (*name).into()));
+        for name in names {
+            touched.add(Table::Nat, (*name).into());
+        }
         let committer = |&port: &u32| Committer { port, process: Some((port, "iptables".into())) };
         let by = by.iter().map(committer).collect();
         Drift { touched, cause: RepairCause::Notification, audit: false, told: true, by, since: Instant::now() }

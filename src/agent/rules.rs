@@ -309,7 +309,7 @@ impl RuleLoop {
     fn tell_health_ports(&mut self) {
         let waited_for = |family: &&Paced| !family.is_given_up();
         let mut families = self.families.iter().filter(waited_for).peekable();
-        if families.peek().is_none() || families.any(|family| family.is_due()) {
+        if families.peek().is_none() || families.any(Paced::is_due) {
             return;
         }
         let addresses = render::node_port_addresses(&self.config.rules, &self.state, &self.ground.families);

@@ -57,7 +57,9 @@ impl ForeignChange {
             self.notifications[family] += notifications[family];
         }
         self.lost |= lost;
-        by.into_iter().for_each(|committer| push_new(&mut self.by, committer));
+        for committer in by {
+            push_new(&mut self.by, committer);
+        }
         self.since = self.since.min(since);
     }
 }
@@ -223,7 +225,9 @@ impl<'a> Collector<'a> {
         self.name_port();
         if lost {
             self.touched = PerFamily::from_fn(|_| Touched::everything());
-            std::mem::take(&mut self.bystanders).into_iter().for_each(|committer| push_new(&mut self.by, committer));
+            for committer in std::mem::take(&mut self.bystanders) {
+                push_new(&mut self.by, committer);
+            }
         }
         if Family::ALL.into_iter().all(|family| self.touched[family].is_empty()) {
             return None;
@@ -256,12 +260,11 @@ fn what(message: &Message<'_>, attributes: Attributes<'_>, matters: Matters<'_>)
         _ => return What::Nothing,
     };
     match (table, chain.map(text)) {
-        (None, _) => What::Nothing,
         (Some(_), None) => What::Everything,
         (Some(table), Some(Some(chain))) if matters(table, chain) => What::Chain(table, chain.into()),
         // Of a chain that got a new name nobody says the old one, which may have been ours.
         (Some(_), Some(_)) if may_be_renamed(message, attributes) => What::Everything,
-        (Some(_), Some(_)) => What::Nothing,
+        (None, _) | (Some(_), Some(_)) => What::Nothing,
     }
 }
 
