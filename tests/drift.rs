@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, reason = "where a test cannot go on it has failed")]
 
 mod support;
-#[allow(dead_code, reason = "of the world only the order of dumps is used")]
 mod world;
 
 use std::io::{Read as _, Write as _};
@@ -22,7 +21,7 @@ use world::{canonical, difference};
 const SERVICES: u32 = 1_000;
 const METRICS: &str = "127.0.0.1:10249";
 
-/// Services with an address in the first range that `families` has, numbered from 1.
+/// Services of one family (`kind`), numbered from 1, each with two endpoints.
 fn services(count: u32, address: impl Fn(u32) -> String, endpoint: impl Fn(u32) -> String, kind: &str) -> Vec<Value> {
     let objects = (1..=count).flat_map(|n| {
         let name = format!("web-{}-{n}", kind.to_lowercase());
@@ -67,16 +66,16 @@ impl<'a> Field<'a> {
     }
 
     /// The sum of all samples whose name and labels begin so.
-    fn metric(&self, sample: &str) -> f64 {
+    fn metric(&self, sample: &str) -> usize {
         self.node
             .namespace
             .run(metrics)
             .lines()
-            .filter_map(|line| line.strip_prefix(sample)?.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .filter_map(|line| line.strip_prefix(sample)?.rsplit_once(' ')?.1.parse::<usize>().ok())
             .sum()
     }
 
-    fn repairs(&self) -> f64 {
+    fn repairs(&self) -> usize {
         self.metric("sluice_drift_repairs_total")
     }
 
@@ -85,7 +84,7 @@ impl<'a> Field<'a> {
     }
 
     /// How many repairs took at most so many seconds from the notification to the commit, as the proxy says.
-    fn repaired_within(&self, bound: &str) -> f64 {
+    fn repaired_within(&self, bound: &str) -> usize {
         let bucket = |family| format!("sluice_drift_repair_duration_seconds_bucket{{ip_family=\"{family}\",le=\"{bound}\"}}");
         self.metric(&bucket("IPv4")) + self.metric(&bucket("IPv6"))
     }
@@ -95,7 +94,7 @@ impl<'a> Field<'a> {
         text.lines().filter(|line| line.starts_with("sluice_drift")).collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until the rules are as they were in the beginning, and a little longer: nothing more must come.
+    /// Waits until the rules are as they were in the beginning.
     fn wait_for_rules_as_before(&self, what: &str) {
         self.wait_for(&format!("{what} is put right"), || dump(self.node) == self.rules);
     }
@@ -152,7 +151,7 @@ fn what_somebody_breaks_is_back_at_once() {
     for (n, (what, line)) in damages.iter().enumerate() {
         let operations = field.metric("sluice_drift_repair_operations_total");
         field.sh(line);
-        field.wait_for(&format!("{what} is put right"), || field.repairs() > n as f64);
+        field.wait_for(&format!("{what} is put right"), || field.repairs() > n);
         let rules = dump(&node);
         if what.contains("another name") {
             // The chain that got another name is not ours any more; ours is made again.
@@ -163,11 +162,11 @@ fn what_somebody_breaks_is_back_at_once() {
             assert!(rules == field.rules, "{what}:\n{}", difference(&field.rules, &rules));
         }
         let sent = field.metric("sluice_drift_repair_operations_total") - operations;
-        assert!((1.0..30.0).contains(&sent), "{what}: {sent} operations");
-        assert_eq!(field.repairs(), (n + 1) as f64, "{what}: one repair and no more");
+        assert!((1..30).contains(&sent), "{what}: {sent} operations");
+        assert_eq!(field.repairs(), n + 1, "{what}: one repair and no more");
     }
-    assert_eq!(field.metric("sluice_drift_repairs_total{cause=\"notification\""), damages.len() as f64);
-    assert_eq!(field.repaired_within(AT_ONCE), damages.len() as f64, "{}", field.drift_metrics());
+    assert_eq!(field.metric("sluice_drift_repairs_total{cause=\"notification\""), damages.len());
+    assert_eq!(field.repaired_within(AT_ONCE), damages.len(), "{}", field.drift_metrics());
     let log = field.run.stop();
     let told = log.lines().find(|line| line.contains(&format!("changed IPv4 rules of this proxy in nat {svc}: put right with")));
     assert!(told.is_some_and(|line| line.contains(" iptables (pid ") && line.contains("netlink port ")), "{log}");
@@ -187,9 +186,9 @@ fn flushed_tables_are_back_and_what_was_others_is_not_invented() {
         let before = field.repairs();
         field.sh(line);
         field.wait_for(&format!("{line} is put right"), || dump(&node) == own);
-        field.wait_for(&format!("{line} is counted"), || field.repairs() >= before + 2.);
+        field.wait_for(&format!("{line} is counted"), || field.repairs() >= before + 2);
     }
-    assert_eq!(field.metric("sluice_drift_repairs_slowed"), 0.);
+    assert_eq!(field.metric("sluice_drift_repairs_slowed"), 0);
     let log = field.run.stop();
     let told = |family| log.contains(&format!(") changed {family} rules of this proxy in whole tables: put right with"));
     assert!(log.contains(" nft (pid ") && told("IPv4") && told("IPv6"), "{log}");
@@ -209,17 +208,17 @@ fn lost_notifications_are_one_look_at_everything() {
     node.namespace.output(&["sh", "-ec", FLOOD, file.to_str().unwrap()]);
     field.sh("iptables -t nat -D PREROUTING 1; ip6tables -t nat -F KUBE-SERVICES");
     field.run.signal(Signal::CONT);
-    field.wait_for("lost notifications are counted", || field.metric("sluice_drift_notifications_lost_total") > 0.);
+    field.wait_for("lost notifications are counted", || field.metric("sluice_drift_notifications_lost_total") > 0);
     field.wait_for_rules_as_before("what was lost");
     for family in ["IPv4", "IPv6"] {
         let of = |name: &str, label: &str| field.metric(&format!("sluice_{name}_total{{{label}"));
         let repaired = of("drift_repairs", &format!("cause=\"lost_notifications\",ip_family=\"{family}\""));
         let audited = of("audits", &format!("ip_family=\"{family}\",result=\"repaired\""));
-        assert_eq!((repaired, audited), (1., 1.), "{family}: {}", field.drift_metrics());
+        assert_eq!((repaired, audited), (1, 1), "{family}: {}", field.drift_metrics());
     }
     // From then on as ever.
     field.sh("iptables -t nat -D PREROUTING 1");
-    field.wait_for("the next change is heard of", || field.metric("sluice_drift_repairs_total{cause=\"notification\"") > 0.);
+    field.wait_for("the next change is heard of", || field.metric("sluice_drift_repairs_total{cause=\"notification\"") > 0);
     let log = field.run.stop();
     assert!(log.contains("more IPv4 rules than the kernel could tell of"), "{log}");
 }
@@ -230,18 +229,18 @@ fn who_undoes_each_repair_is_named_once_and_slows_repairs_but_not_changes() {
     let field = Field::new(&node, 20, &[]);
     let again = "for i in $(seq 2000); do iptables -w -t nat -D PREROUTING 1 2> /dev/null; sleep 0.01; done";
     let opponent = node.namespace.spawn(&["sh", "-c", again]);
-    field.wait_for("repairs are slowed", || field.metric("sluice_drift_repairs_slowed{ip_family=\"IPv4\"}") == 1.);
+    field.wait_for("repairs are slowed", || field.metric("sluice_drift_repairs_slowed{ip_family=\"IPv4\"}") == 1);
     let slowed = field.repairs();
     // 1, 2 and 4 s later; more would take more than the patience of a test.
-    field.wait_for("repairs go on", || field.repairs() >= slowed + 3.);
+    field.wait_for("repairs go on", || field.repairs() >= slowed + 3);
     let mut objects = objects(20);
     for n in 1..=3 {
         objects.extend(good(&format!("late-{n}"), n));
         node.write_objects(&objects);
         field.run.wait_for_rules(&format!("shop/late-{n}:web cluster IP"));
     }
-    assert!(field.repairs() <= slowed + 12., "a repair with each change, and few others: {}", field.drift_metrics());
-    assert_eq!(field.metric("sluice_drift_repairs_slowed{ip_family=\"IPv6\"}"), 0., "nobody touched IPv6");
+    assert!(field.repairs() <= slowed + 12, "a repair with each change, and few others: {}", field.drift_metrics());
+    assert_eq!(field.metric("sluice_drift_repairs_slowed{ip_family=\"IPv6\"}"), 0, "nobody touched IPv6");
     drop(opponent);
     let log = field.run.stop();
     let named: Vec<_> = log.lines().filter(|line| line.contains("again and again")).collect();
@@ -296,12 +295,12 @@ fn a_neighbour_that_commits_all_the_time_stops_nothing() {
         for n in 1..=20 {
             objects.extend(good(&format!("late-{n}"), n));
             node.write_objects(&objects);
-            field.wait_for("a Service more", || rules() == before + 4. * f64::from(n));
+            field.wait_for("a Service more", || rules() == before + 4 * usize::from(n));
         }
         field.sh("iptables -t nat -D PREROUTING 1");
-        field.wait_for("a repair", || field.repairs() > 0.);
-        field.wait_for("an audit", || field.metric("sluice_audits_total{ip_family=\"IPv4\",result=\"clean\"") > 0.);
-        assert_eq!(field.repairs(), 1., "{}", field.drift_metrics());
+        field.wait_for("a repair", || field.repairs() > 0);
+        field.wait_for("an audit", || field.metric("sluice_audits_total{ip_family=\"IPv4\",result=\"clean\"") > 0);
+        assert_eq!(field.repairs(), 1, "{}", field.drift_metrics());
         let log = field.run.stop();
         assert!(!log.contains("ERROR"), "{log}");
         assert_eq!(node.rules().matches("\n:KUBE-SVC-").count(), 200 + 20 + 5);
@@ -316,12 +315,12 @@ fn an_audit_reads_only_when_somebody_else_has_committed() {
         ["IPv4", "IPv6"].map(|family| field.metric(&format!("sluice_audits_total{{ip_family=\"{family}\",result=\"{result}\"")))
     };
     // The families are read one after the other, and what the first load did is its own.
-    field.wait_for("audits of what nobody changed", || audits("unchanged").iter().all(|count| *count >= 2.));
+    field.wait_for("audits of what nobody changed", || audits("unchanged").iter().all(|count| *count >= 2));
     let read = audits("clean");
     field.sh("nft add table inet other");
     field.wait_for("audits after a foreign commit", || audits("clean").iter().zip(read).all(|(now, before)| *now > before));
     let unchanged = audits("unchanged");
     field.wait_for("audits go on", || audits("unchanged").iter().zip(unchanged).all(|(now, before)| *now > before));
-    assert_eq!((audits("clean"), audits("repaired"), audits("failed")), (read.map(|n| n + 1.), [0.; 2], [0.; 2]));
+    assert_eq!((audits("clean"), audits("repaired"), audits("failed")), (read.map(|n| n + 1), [0; 2], [0; 2]));
     field.run.stop();
 }
