@@ -150,7 +150,7 @@ fn a_restart_removes_what_went_away_meanwhile() {
 
 #[test]
 fn a_failed_transaction_is_made_up_for() {
-    for errno in [Errno::EBUSY, Errno::ENOBUFS, Errno::ERESTART] {
+    for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::ERESTART] {
         let mut bench = Bench::new();
         bench.sync(web(1, 2));
         bench.note(web(2, 2));
@@ -160,6 +160,30 @@ fn a_failed_transaction_is_made_up_for() {
         bench.try_sync().expect("a sync");
         bench.assert_as_rendered("after a failure");
     }
+}
+
+#[test]
+fn what_is_refused_once_is_not_refused_for_what_it_is() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.note(web(2, 2));
+    bench.kernel.fail_next_commit(Error::RefusedWhole { errno: Errno::EBUSY, said: None });
+    let summary = bench.try_sync().expect("a sync");
+    assert_eq!((summary.transactions, summary.left_out), (2, 0));
+    bench.assert_as_rendered("refused once");
+}
+
+/// The kernel did it, but nobody knows: the tables say.
+#[test]
+fn a_transaction_whose_answer_was_lost_is_not_done_twice() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.note(web(2, 2));
+    bench.kernel.lose_next_answer(Error::AnswersLost { errno: Errno::ENOBUFS });
+    assert!(bench.try_sync().is_err());
+    let operations = bench.try_sync().expect("a sync").operations;
+    assert_eq!(operations, 0, "all of it was done already");
+    bench.assert_as_rendered("an answer lost");
 }
 
 #[test]
@@ -307,7 +331,7 @@ fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
     let mut applied = Applied::default();
     for block in [with, without] {
         let mut planner = Planner::new(&applied, &LAYOUT, FAMILY);
-        planner.want(Owner::Mode, Some(block));
+        planner.want(&applied, &Owner::Mode, Some(block));
         for mut step in planner.finish() {
             let committed = kernel.commit(&step.take_transaction()).expect("a commit");
             applied.record(step, &committed.handles);

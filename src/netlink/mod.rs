@@ -27,6 +27,14 @@ pub trait Kernel {
     /// been visited then, each chain in itself as it was at one moment, but not all at the same moment.
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error>;
 
+    /// Reads single chains in the same way: of one that does not exist there is nothing to tell.
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error>;
+
     /// Applies a transaction, whole or not at all.
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error>;
 }

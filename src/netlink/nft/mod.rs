@@ -79,16 +79,19 @@ impl NftKernel {
     fn generation(&mut self) -> Result<u32, Error> {
         let request = self.request(kind::GET_GENERATION, 0, 0, |_| {});
         let step = Step::ReadGeneration;
+        let id = |message: &Message<'_>| message.attributes(NFGENMSG).get(NFTA_GEN_ID).and_then(|a| a.be32());
+        self.ask(step, &request, kind::NEW_GENERATION, id)?.ok_or(Error::at(step, Errno::EINVAL))
+    }
+
+    /// Asks for one thing, and gives what `take` makes of the answer of the kind `answer`.
+    fn ask<T>(&mut self, step: Step, request: &Writer, answer: u16, take: impl Fn(&Message<'_>) -> T) -> Result<T, Error> {
         self.socket.send(request.as_bytes())?;
         loop {
             let Some(datagram) = self.socket.receive(PATIENCE)? else { return Err(no_answer(step)) };
             for message in Messages(datagram).filter(|m| m.head.sequence == self.sequence) {
                 match message.head.kind {
                     NLMSG_ERROR => return Err(kernel_error(step, &message)),
-                    kind::NEW_GENERATION => {
-                        let id = message.attributes(NFGENMSG).get(NFTA_GEN_ID).and_then(|a| a.be32());
-                        return id.ok_or(Error::at(step, Errno::EINVAL));
-                    }
+                    kind if kind == answer => return Ok(take(&message)),
                     _ => {}
                 }
             }
@@ -140,6 +143,15 @@ fn no_answer(step: Step) -> Error {
 impl Kernel for NftKernel {
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
         self.read_rules(family, visit)
+    }
+
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        self.read_named_chains(family, chains, visit)
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
