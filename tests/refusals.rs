@@ -264,3 +264,22 @@ fn another_proxy_that_was_first_is_not_undone() {
         bench.assert_as_rendered();
     }
 }
+
+/// Its chain was there already, somebody else's: what was made in vain goes, once.
+#[test]
+fn a_refused_service_whose_chain_somebody_made_leaves_nothing() {
+    let mut bench = Bench::with(3);
+    let before = bench.saved();
+    let mut other = Bench::with(4);
+    other.sync([]);
+    let saved = other.saved();
+    let chain = saved.lines().find_map(|line| line.rsplit_once("shop/web-4:http cluster IP\" -m tcp --dport 80 -j ")?.1.into());
+    let chain: &str = chain.filter(|chain: &&str| chain.starts_with("KUBE-SVC-")).expect("a jump");
+    let mut foreign = Transaction::new(FAMILY);
+    foreign.ops.push(Op::AddChain { table: Table::Nat, chain: chain.into() });
+    bench.kernel.commit(&foreign).expect("a chain");
+    bench.kernel.dislike(&format!("-j {chain}"), Errno::EOPNOTSUPP, true);
+    let summary = bench.sync(web(4, 2));
+    assert_eq!(summary.left_out, 1);
+    assert_eq!(bench.saved(), before);
+}

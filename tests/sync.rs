@@ -4,11 +4,12 @@
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
-use sluice::netlink::{Errno, Error, Kernel as _};
+use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
     Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
 };
@@ -176,14 +177,17 @@ fn what_is_refused_once_is_not_refused_for_what_it_is() {
 /// The kernel did it, but nobody knows: the tables say.
 #[test]
 fn a_transaction_whose_answer_was_lost_is_not_done_twice() {
-    let mut bench = Bench::new();
-    bench.sync(web(1, 2));
-    bench.note(web(2, 2));
-    bench.kernel.lose_next_answer(Error::AnswersLost { errno: Errno::ENOBUFS });
-    assert!(bench.try_sync().is_err());
-    let operations = bench.try_sync().expect("a sync").operations;
-    assert_eq!(operations, 0, "all of it was done already");
-    bench.assert_as_rendered("an answer lost");
+    let no_answer = Error::NoAnswer { step: netlink::Step::Receive, after: Duration::from_secs(30) };
+    for error in [Error::AnswersLost { errno: Errno::ENOBUFS }, Error::HandlesUnknown, no_answer] {
+        let mut bench = Bench::new();
+        bench.sync(web(1, 2));
+        bench.note(web(2, 2));
+        bench.kernel.lose_next_answer(error);
+        assert!(bench.try_sync().is_err());
+        let operations = bench.try_sync().expect("a sync").operations;
+        assert_eq!(operations, 0, "all of it was done already");
+        bench.assert_as_rendered("an answer lost");
+    }
 }
 
 #[test]

@@ -113,7 +113,8 @@ impl Applied {
             return false;
         }
         let nobody = self.owners.entry(Owner::Nobody).or_default();
-        nobody.chains.extend(chains);
+        let known: HashSet<_> = nobody.chains.iter().cloned().collect();
+        nobody.chains.extend(chains.into_iter().filter(|chain| !known.contains(chain)));
         nobody.groups.extend(groups);
         true
     }
