@@ -44,6 +44,21 @@ pub struct Summary {
     pub left_out: usize,
 }
 
+impl Summary {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            services: self.services.max(other.services),
+            transactions: self.transactions + other.transactions,
+            operations: self.operations + other.operations,
+            bytes: self.bytes + other.bytes,
+            damaged: self.damaged + other.damaged,
+            left_out: self.left_out.max(other.left_out),
+        }
+    }
+}
+
 /// The rules of one family in the kernel, and what is still to be done about them.
 #[derive(Debug)]
 pub struct FamilySync {

@@ -91,13 +91,11 @@ fn a_signal_in_between() {
 #[test]
 fn a_refused_service_is_named_and_the_others_go_on() {
     let Some(node) = Node::new("edge-refused") else { return };
-    node.write_objects(&webs(2));
-    let run = node.run(&[]);
-    run.wait_for_rules("10.244.0.2:8080");
     let squatted = chain_of(&node, 3);
-    let chain = format!("add chain ip nat {squatted} {{ type nat hook prerouting priority -90; }}");
+    let chain = format!("add table ip nat; add chain ip nat {squatted} {{ type nat hook prerouting priority -90; }}");
     node.namespace.output(&["nft", &chain]);
     node.write_objects(&webs(4));
+    let run = node.run(&[]);
     run.wait_for_rules("10.244.0.4:8080");
     run.wait_for_log("Service shop/web-3");
     assert!(!node.rules().contains("shop/web-3:web cluster IP\" -m tcp --dport 80 -j KUBE-SVC-"), "{}", node.rules());

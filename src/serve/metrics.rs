@@ -4,6 +4,8 @@
 //! go on working (behaviour.md §6.1); `sluice_*` are our own. Series appear with their first use. No caller
 //! sees a metric type or a label string, and nothing here is ever read back to decide something.
 
+mod repairs;
+
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -19,8 +21,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::exposition;
+pub use super::labels::{AuditResult, Code, EventKind, NetlinkError, RepairCause, Table, TrafficPolicy, TransactionResult};
 use super::labels::{ByCode, ByErrno, ByFamily, ByKind, ByPolicy, ByResult, ByTable};
-pub use super::labels::{Code, EventKind, NetlinkError, Table, TrafficPolicy, TransactionResult};
 use super::process::Process;
 use crate::net::Family;
 
@@ -39,6 +41,7 @@ pub struct Metrics {
     health: Answers,
     kernel: Kernel,
     sources: Sources,
+    repairs: repairs::Repairs,
     packets: Arc<Packets>,
     started: f64,
 }
@@ -150,6 +153,7 @@ impl Metrics {
             health: Answers::register(&mut registry),
             kernel: Kernel::register(&mut registry),
             sources: Sources::register(&mut registry),
+            repairs: repairs::Repairs::register(&mut registry),
             packets,
             started,
             registry,
