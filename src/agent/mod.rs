@@ -4,6 +4,7 @@
 //! the process with its name and cause, unless it was told to.
 
 mod addresses;
+mod flows;
 mod ground;
 mod health_ports;
 mod legacy;

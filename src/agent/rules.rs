@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
+use super::flows::FlowLoop;
 use super::ground::Ground;
 use super::health_ports::HealthPorts;
 use crate::config::{Config, DetectLocal, Source};
@@ -48,6 +49,7 @@ pub struct RuleLoop {
     kernel: NftKernel,
     state: State,
     families: Vec<Paced>,
+    flows: FlowLoop,
     health_ports: HealthPorts,
     reports: Reports,
     started: Instant,
@@ -80,6 +82,7 @@ impl RuleLoop {
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
+            flows: FlowLoop::new(&ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
             complete: None,
@@ -99,6 +102,7 @@ impl RuleLoop {
         let mut stopped = std::pin::pin!(fired(stop));
         loop {
             let due = self.due()?;
+            let flows_due = self.flows.due();
             // Not biased: events that never pause must not keep the sync from its turn.
             tokio::select! {
                 () = &mut stopped => return Ok(None),
@@ -106,6 +110,9 @@ impl RuleLoop {
                     Some(event) => self.take(std::iter::once(event)),
                     None => bail!("the sources of Services and addresses ended"),
                 },
+                () = sleep_until(flows_due.unwrap_or_else(Instant::now)), if flows_due.is_some() => {
+                    self.flows.run(&self.config.rules, &self.state);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     // What came meanwhile shares this sync.
                     self.take(std::iter::from_fn(|| events.try_recv().ok()).take(super::EVENTS));
@@ -128,6 +135,7 @@ impl RuleLoop {
             return;
         }
         self.health_ports.update(&self.state, &changes);
+        self.flows.note(&self.state, &changes);
         for family in &mut self.families {
             family.sync.note(&changes);
             if self.begun {
@@ -233,13 +241,17 @@ impl RuleLoop {
             let started = Instant::now();
             let outcome = tokio::task::block_in_place(|| family.sync.sync(&mut self.kernel, inputs));
             match outcome {
-                Ok(summary) => family.succeeded(summary, started.elapsed(), &self.reports.health),
+                Ok(summary) => {
+                    family.succeeded(summary, started.elapsed(), &self.reports.health);
+                    self.flows.rules_in_force(family.sync.family());
+                }
                 Err(error) => {
                     family.failed(&error, &self.reports.metrics);
                     failed = Some((family.sync.family(), family.failures, error));
                 }
             }
         }
+        self.flows.run(&self.config.rules, &self.state);
         self.last_sync = Some(Instant::now());
         self.tell_health_ports();
         match failed {
