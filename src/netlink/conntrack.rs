@@ -79,10 +79,16 @@ pub trait Flows {
 }
 
 /// The flows of the network namespace of the thread that asks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Conntrack {
-    /// The kernel does not filter listings (before 5.8).
-    unfiltered: bool,
+    /// Let the kernel leave out other protocols? Becomes false where it can't (before 5.8).
+    pub filtered: bool,
+}
+
+impl Default for Conntrack {
+    fn default() -> Self {
+        Self { filtered: true }
+    }
 }
 
 impl Flows for Conntrack {
@@ -117,7 +123,7 @@ impl Flows for Conntrack {
 impl Conntrack {
     /// Lists with the kernel's filter or, where it has none, without.
     fn list(&mut self, family: Family, wanted: &dyn Fn(&Flow) -> bool) -> Result<Listing, Error> {
-        if !self.unfiltered {
+        if self.filtered {
             match list(family, true, wanted) {
                 Err(error) if error.errno().is_some_and(is_unknown) => {}
                 other => return other,
@@ -128,7 +134,7 @@ impl Conntrack {
             Some(errno) if is_unknown(errno) => Error::Unsupported { what: "ctnetlink", errno },
             _ => error,
         })?;
-        self.unfiltered = true;
+        self.filtered = false;
         Ok(listing)
     }
 }
