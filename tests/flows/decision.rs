@@ -192,6 +192,21 @@ fn a_service_that_goes_takes_its_flows_with_it() {
     scene.expect(&GONE.map(|(asked, answers, _)| (asked, answers, KEPT)));
 }
 
+/// Asking it and asking the Service were the same, and it is still there to be asked.
+#[test]
+fn a_flow_that_led_where_it_was_sent_to_is_nobodys() {
+    let mut scene = Scene::new();
+    let mut service = dns(1);
+    service.ports[1].port = 5353;
+    service.families.v4.as_mut().expect("IPv4").external_ips = vec![[172, 31, 0, 11].into()];
+    scene.service("web", service);
+    scene.endpoints("web", vec![endpoint([172, 31, 0, 11].into())]);
+    scene.expect(&[("172.31.0.11:5353", "172.31.0.11:5353", KEPT)]);
+    scene.ledger.settled();
+    scene.service("web", None);
+    scene.expect(&[("172.31.0.11:5353", "172.31.0.11:5353", KEPT), ("10.96.0.1:5353", "172.31.0.11:5353", STALE)]);
+}
+
 #[test]
 fn a_service_that_changes_leaves_its_old_doors() {
     let mut scene = Scene::with_web(&[1, 2]);
