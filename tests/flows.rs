@@ -1,5 +1,5 @@
 //! Which tracked UDP flows are stale after a change, and what finding them costs: the decision as tables, the rest on
-//! the fake. The real kernel is in conntrack.rs, real clients in packets_udp.rs.
+//! the fake. The real kernel is in conntrack.rs, real clients in `packets_udp.rs`.
 
 #[path = "flows/decision.rs"]
 mod decision;

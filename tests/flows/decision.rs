@@ -306,6 +306,24 @@ fn ports_of_one_address_have_endpoints_of_their_own() {
     ]);
 }
 
+/// The API server forbids it; a file may say it.
+#[test]
+fn ports_with_the_same_number_lead_to_the_endpoints_of_both() {
+    let mut scene = Scene::new();
+    let mut service = dns(1);
+    service.ports.push(PortSpec { name: "twin".into(), ..service.ports[1].clone() });
+    scene.service("web", service);
+    let mut slice = udp_slice("web", hosts(&[1]));
+    slice.ports.push(SlicePort { name: "twin".into(), protocol: Protocol::Udp, port: 6353 });
+    scene.apply(Event::Slice(key("shop", "web-x"), Some(slice)));
+    scene.expect(&[
+        ("10.96.0.1:53", "10.244.0.1:5353", KEPT),
+        ("10.96.0.1:53", "10.244.0.1:6353", KEPT),
+        ("172.31.0.11:30001", "10.244.0.1:6353", KEPT),
+        ("10.96.0.1:53", "10.244.0.1:5514", STALE),
+    ]);
+}
+
 #[test]
 fn each_family_has_its_flows() {
     let mut scene = Scene::of(Family::Ipv6, true);
