@@ -1,8 +1,9 @@
 //! The kernel, by netlink: sockets, the attribute codec, `nf_tables` messages with xt compatibility
-//! payloads, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
+//! payloads, tracked flows, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
 
 pub mod address;
 mod attr;
+pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
