@@ -75,8 +75,8 @@ impl NftKernel {
         self.socket.port()
     }
 
-    /// The number of the rules' generation: each commit of anybody raises it.
-    fn generation(&mut self) -> Result<u32, Error> {
+    /// The number of the rules' generation: each commit of anybody raises it, whatever table it is about.
+    pub fn generation(&mut self) -> Result<u32, Error> {
         let request = self.request(kind::GET_GENERATION, 0, 0, |_| {});
         let step = Step::ReadGeneration;
         self.socket.send(request.as_bytes())?;
