@@ -4,8 +4,9 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -13,11 +14,12 @@ use sluice::net::Family;
 use sluice::netlink::nfacct::Counters;
 use sluice::netlink::{Kernel as _, NftKernel, Seen};
 use sluice::ruleset::{Handle, Table};
+use support::crowd::Crowd;
 use support::golden::{FAMILIES, dumps_differ, flags, for_each, name, scenarios};
 use support::netns::Namespace;
-use support::proxy::BINARY;
+use support::proxy::{BINARY, Sluice, common_flags};
 use support::random::Random;
-use support::{Scratch, require_root};
+use support::{PATIENCE, Scratch, require_root, wait_until};
 
 /// Counters of a rule that packets went through, as `iptables-save --counters` prints them.
 const COUNTED: &str = "[7:420]";
@@ -41,7 +43,7 @@ fn lived_in(dump: &str) -> String {
         let others = OTHERS.iter().filter(|(of, _)| *of == table && line == "COMMIT").flat_map(|(_, lines)| *lines);
         for line in others.copied().chain([line]) {
             let counted = if line.starts_with('-') { COUNTED } else { "" };
-            writeln!(out, "{counted}{line}").expect("a String takes everything");
+            out.extend([counted, line, "\n"]);
         }
     }
     out
@@ -200,4 +202,53 @@ fn rules_that_are_there_in_part_are_completed() {
         replaced.chain(differ).collect()
     });
     assert!(kept.into_inner() > 100, "halves have chains that are complete");
+}
+
+/// A process that finds what it wants changes nothing at all, and follows changes from then on.
+#[test]
+fn a_restart_over_a_full_table_changes_nothing() {
+    if !require_root("a_restart_over_a_full_table_changes_nothing") {
+        return;
+    }
+    let crowd = Crowd { services: 2000, endpoints: 2 };
+    let scratch = Scratch::new("takeover-full");
+    let manifest = scratch.file("objects.json");
+    crowd.write(&manifest, &[], None);
+    let node = Namespace::golden("takeover-full");
+    let mut first = node.command(BINARY);
+    first.args(common_flags()).arg("--once").arg("--manifests").arg(&manifest);
+    let loaded = first.output().expect("sluice");
+    assert!(loaded.status.success(), "{}", String::from_utf8_lossy(&loaded.stderr));
+    let before = (handles(&node), generation(&node));
+    assert!(before.0.len() > 2 * 2000 * 8, "the table is full: {} rules", before.0.len());
+
+    let mut command = node.command(BINARY);
+    command.args(common_flags()).arg("--manifests").arg(&manifest);
+    let sluice = Sluice::spawn(&node, &scratch, command);
+    // Not told by the rules, which are there already.
+    wait_until("both families are synced", PATIENCE, || sluice.log().matches(" rules are in force: 2000 services").count() == 2);
+    let metrics = node.run(|| get("127.0.0.1:10249", "/metrics"));
+    assert!(!metrics.contains("\nsluice_transactions_total{"), "no transaction was sent:\n{metrics}");
+    assert!(metrics.contains("\nsluice_events_total{"), "it counts:\n{metrics}");
+    assert!((handles(&node), generation(&node)) == before, "the rules or their generation are others");
+
+    crowd.write(&manifest, &[], Some(1234));
+    let changed = Crowd::changed_address(1234);
+    wait_until("a change after the restart is followed", PATIENCE, || {
+        node.output(&["iptables-save", "-t", "nat"]).contains(&format!("--to-destination {changed}:8080"))
+    });
+    // One endpoint's chain flushed away, one made, the balancing chain, in each family.
+    let count = before.0.intersection(&handles(&node)).count();
+    assert_eq!(before.0.len() - count, 2 * (2 + 3), "rules of one Service were replaced and no others");
+    sluice.stop();
+}
+
+/// The body of an answer.
+fn get(server: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(server).expect("a server");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a time");
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node-a\r\nConnection: close\r\n\r\n").expect("a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("an answer");
+    answer
 }
