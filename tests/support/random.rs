@@ -16,4 +16,9 @@ impl Random {
         self.0 ^= self.0 << 17;
         self.0 % end
     }
+
+    /// True once in `one_in` times.
+    pub fn chance(&mut self, one_in: u64) -> bool {
+        self.below(one_in) == 0
+    }
 }
