@@ -213,7 +213,7 @@ fn a_restart_over_a_full_table_changes_nothing() {
     let crowd = Crowd { services: 2000, endpoints: 2 };
     let scratch = Scratch::new("takeover-full");
     let manifest = scratch.file("objects.json");
-    crowd.write(&manifest, &[], None);
+    crowd.write(&manifest, &[], &(0..0));
     let node = Namespace::golden("takeover-full");
     let mut first = node.command(BINARY);
     first.args(common_flags()).arg("--once").arg("--manifests").arg(&manifest);
@@ -232,7 +232,7 @@ fn a_restart_over_a_full_table_changes_nothing() {
     assert!(metrics.contains("\nsluice_events_total{"), "it counts:\n{metrics}");
     assert!((handles(&node), generation(&node)) == before, "the rules or their generation are others");
 
-    crowd.write(&manifest, &[], Some(1234));
+    crowd.write(&manifest, &[], &(1234..1235));
     let changed = Crowd::changed_address(1234);
     wait_until("a change after the restart is followed", PATIENCE, || {
         node.output(&["iptables-save", "-t", "nat"]).contains(&format!("--to-destination {changed}:8080"))

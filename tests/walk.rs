@@ -196,7 +196,7 @@ fn walk_in_the_fake(range: std::ops::Range<u64>) {
     for seed in seeds(range) {
         let mut walk = Walk::new(seed, FakeKernel::new());
         let steps = steps(500);
-        walk.walk(seed, steps, 1);
+        walk.walk(seed, steps, std::env::var("LOOK").ok().and_then(|l|l.parse().ok()).unwrap_or(1));
         total += steps;
         let Counts { acts, faults, restarts } = walk.counts;
         assert!(steps < 500 || (acts > 30 && faults > 30 && restarts > 10), "seed {seed}: {:?}", walk.counts);

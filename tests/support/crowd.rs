@@ -1,6 +1,7 @@
 //! Many Services that nobody asks anything: a table that is full, and changes that are not those of the Service in question.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -15,10 +16,10 @@ pub struct Crowd {
 }
 
 impl Crowd {
-    /// The objects; of the Service `changed` one endpoint is another.
-    pub fn items(self, changed: Option<usize>) -> impl Iterator<Item = Value> {
+    /// The objects; of the Services in `changed` one endpoint is another.
+    pub fn items(self, changed: &Range<usize>) -> impl Iterator<Item = Value> {
         (0..self.services).flat_map(move |number| {
-            let first = if changed == Some(number) { 100 } else { 1 };
+            let first = if changed.contains(&number) { 100 } else { 1 };
             let hosts: Vec<_> = (first..=first).chain(2..=self.endpoints).collect();
             [service(number), slice(number, "IPv4", &hosts), slice(number, "IPv6", &hosts)]
         })
@@ -33,7 +34,7 @@ impl Crowd {
     ///
     /// # Panics
     /// When it cannot be written.
-    pub fn write(self, path: &Path, services: &[Service], changed: Option<usize>) {
+    pub fn write(self, path: &Path, services: &[Service], changed: &Range<usize>) {
         let all: Vec<_> = items(services).into_iter().chain(self.items(changed)).collect();
         let list = json!({"apiVersion": "v1", "kind": "List", "items": all});
         let draft = path.with_extension("draft");
