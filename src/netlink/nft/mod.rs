@@ -123,8 +123,8 @@ impl NftKernel {
         outcome
     }
 
-    /// The number of the rules' generation: each commit of anybody raises it.
-    fn generation(&mut self) -> Result<u32, Error> {
+    /// The number of the rules' generation: each commit of anybody raises it, whatever table it is about.
+    pub fn generation(&mut self) -> Result<u32, Error> {
         let request = self.request(kind::GET_GENERATION, 0, 0, |_| {});
         let step = Step::ReadGeneration;
         let id = |message: &Message<'_>| message.attributes(NFGENMSG).get(NFTA_GEN_ID).and_then(|a| a.be32());
