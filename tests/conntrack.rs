@@ -62,7 +62,9 @@ mod kernel {
     /// What is listed, sorted, without ids.
     fn listed(kernel: &mut Conntrack, family: Family) -> Vec<Flow> {
         let mut flows = kernel.udp(family, &|_| true).unwrap();
-        flows.iter_mut().for_each(|flow| flow.id = 0);
+        for flow in &mut flows {
+            flow.id = 0;
+        }
         flows.sort_unstable();
         flows
     }
@@ -95,7 +97,9 @@ mod kernel {
         in_namespace(|| {
             let mut kernel = Conntrack::default();
             assert_eq!(listed(&mut kernel, Family::Ipv4), []);
-            [translated(), plain(), v6()].iter().for_each(|flow| track(flow, ""));
+            for flow in [translated(), plain(), v6()] {
+                track(&flow, "");
+            }
             track_others();
             assert_eq!(listed(&mut kernel, Family::Ipv4), [translated(), plain()]);
             assert_eq!(listed(&mut kernel, Family::Ipv6), [v6()]);
@@ -111,7 +115,9 @@ mod kernel {
     fn a_deletion_hits_its_flow_alone() {
         in_namespace(|| {
             let mut kernel = Conntrack::default();
-            [translated(), plain(), v6()].iter().for_each(|flow| track(flow, ""));
+            for flow in [translated(), plain(), v6()] {
+                track(&flow, "");
+            }
             track_others();
             let all = count();
             let (one, six) = (find(&mut kernel, &translated()), find(&mut kernel, &v6()));
