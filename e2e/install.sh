@@ -2,9 +2,9 @@
 # Installs the Debian packages that building, `make test` and `make demo` need. Does nothing when all are there.
 set -euo pipefail
 
-# curl: to ask the proxy; gcc, libc6-dev: to link; iptables, nftables: to look at rules from outside; strace, util-linux (setpriv, unshare): to
+# curl: to ask the proxy; gcc, libc6-dev: to link, and with make for the allocator; iptables, nftables: to look at rules from outside; strace, util-linux (setpriv, unshare): to
 # watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules.
-packages=(curl gcc libc6-dev iproute2 iptables nftables procps python3 strace util-linux)
+packages=(curl gcc libc6-dev iproute2 iptables make nftables procps python3 strace util-linux)
 
 missing_packages() {
     local package

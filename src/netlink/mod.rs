@@ -12,7 +12,7 @@ mod socket;
 
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
-pub use nft::NftKernel;
+pub use nft::{Encoded, NftKernel};
 
 use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};

@@ -1,6 +1,7 @@
 //! The kernel's `nf_tables`, spoken to in its own messages: rules as iptables-nft writes them, whole
 //! transactions in one send, and rules read back as values.
 
+mod ahead;
 mod batch;
 mod commit;
 mod decode;
@@ -20,6 +21,7 @@ use super::socket::{Peer, Socket};
 use super::{Committed, Kernel, Seen};
 use crate::net::Family;
 use crate::ruleset::{ChainName, Match, Op, Place, Rule, Table, Transaction};
+pub use ahead::Encoded;
 use wire::{NFGENMSG, NFTA_GEN_ID, kind, nfgenmsg};
 
 /// A send returns when the kernel is done, so answers are there at once; only a dump is still made while
