@@ -4,7 +4,7 @@
 //!
 //! Floors: of a first load, the same bytes encoded ahead and sent to another namespace, piece by piece in turns; of
 //! a change, one rule with a verdict put into a chain that nothing leads to, in the same table (a change that
-//! deletes adds a deletion of that rule); of a deletion, that deletion; of a restart, a dump that nobody looks at.
+//! deletes adds the deletion of that rule); of a deletion, that of one rule of KUBE-SERVICES; of a restart, a dump that nobody looks at.
 
 #[path = "clock/mod.rs"]
 mod clock;
@@ -26,6 +26,10 @@ use sluice::render::KernelFacts;
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{config, endpoint, facts, key, service, slice};
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Services, and endpoints of each.
 const SIZES: [(u32, u32); 5] = [(1_000, 2), (5_000, 2), (10_000, 2), (20_000, 2), (5_000, 50)];
@@ -137,7 +141,7 @@ impl Bench {
         };
         self.change("a Service added", &mut || floor.add_and_delete().0, &new);
         let gone = |run: u32| vec![Event::Service(name(services + run), None)];
-        self.change("a Service deleted", &mut || floor.add_and_delete().1, &gone);
+        self.change("a Service deleted", &mut || floor.delete_dispatch(), &gone);
         self.restart(&mut floor);
     }
 

@@ -87,6 +87,18 @@ impl Kernel for Clocked {
         result
     }
 
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        let started = Instant::now();
+        let result = self.kernel.read_chains(family, chains, visit);
+        self.times.kernel += started.elapsed();
+        result
+    }
+
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
         let began = Instant::now();
         let (encoding, encoded) = self.beside(transaction);
@@ -129,9 +141,18 @@ impl Floor {
 
     /// One rule with a verdict more, and the same rule deleted: how long each takes.
     pub fn add_and_delete(&mut self) -> (Duration, Duration) {
+        self.add_to_and_delete_from(self.chain.clone())
+    }
+
+    /// The deletion of a rule by its handle in the chain that each Service has a rule in.
+    pub fn delete_dispatch(&mut self) -> Duration {
+        self.add_to_and_delete_from("KUBE-SERVICES".into()).1
+    }
+
+    fn add_to_and_delete_from(&mut self, chain: ChainName) -> (Duration, Duration) {
         let rule = Rule::new().then(Target::Accept);
-        let (table, chain) = (Table::Nat, self.chain.clone());
-        let (added, committed) = self.commit(Op::AddRule { table, chain: chain.clone(), place: Place::Tail, rule });
+        let table = Table::Nat;
+        let (added, committed) = self.commit(Op::AddRule { table, chain: chain.clone(), place: Place::Head, rule });
         let (deleted, _) = self.commit(Op::DeleteRule { table, chain, handle: committed.handles[0] });
         settle();
         (added, deleted)

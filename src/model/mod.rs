@@ -1,10 +1,11 @@
 //! What Services mean for one node: the objects cut down to what rules depend on, the state they make
-//! together, and which endpoints get which traffic.
+//! together, which endpoints get which traffic, and which tracked flows are stale.
 //!
 //! Pure: no clock, socket, log, metric or lock. It knows Kubernetes and no kernel. Sources feed it
 //! [`Event`]s; [`crate::render`] reads [`State`].
 
 pub mod endpoint;
+pub mod flows;
 pub mod node;
 pub mod select;
 pub mod service;
