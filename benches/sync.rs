@@ -15,7 +15,7 @@ use sluice::model::{Event, ObjectKey, State};
 use sluice::net::Family;
 use sluice::netlink::{Committed, Error, Kernel, NftKernel, Seen};
 use sluice::render::KernelFacts;
-use sluice::ruleset::Transaction;
+use sluice::ruleset::{ChainName, Table, Transaction};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{config, endpoint, facts, key, service, slice};
@@ -43,6 +43,15 @@ impl Timed {
 impl Kernel for Timed {
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
         self.clocked(|kernel| kernel.read(family, visit))
+    }
+
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        self.clocked(|kernel| kernel.read_chains(family, chains, visit))
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {

@@ -166,6 +166,7 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
         feature_gates: text("feature-gates"),
         sync_period: flags::duration(matches, "iptables-sync-period"),
         min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
+        audit_period: flags::duration(matches, "audit-period"),
     })
 }
 

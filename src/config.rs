@@ -110,6 +110,8 @@ pub struct Config {
     pub sync_period: Duration,
     /// The least time between the end of one sync and the start of the next.
     pub min_sync_period: Duration,
+    /// How often everything is compared with the kernel; `None`: never.
+    pub audit_period: Option<Duration>,
 }
 
 /// What the user asked for, as text and numbers, not yet checked.
@@ -139,6 +141,7 @@ pub struct Raw {
     pub feature_gates: String,
     pub sync_period: Duration,
     pub min_sync_period: Duration,
+    pub audit_period: Duration,
 }
 
 impl Config {
@@ -174,6 +177,7 @@ impl Config {
             bind_address_hard_fail: raw.bind_address_hard_fail,
             sync_period: raw.sync_period,
             min_sync_period: raw.min_sync_period,
+            audit_period: Some(raw.audit_period).filter(|period| !period.is_zero()),
         })
     }
 }

@@ -4,11 +4,12 @@
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
-use sluice::netlink::{Errno, Error, Kernel as _};
+use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
     Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
 };
@@ -150,7 +151,7 @@ fn a_restart_removes_what_went_away_meanwhile() {
 
 #[test]
 fn a_failed_transaction_is_made_up_for() {
-    for errno in [Errno::EBUSY, Errno::ENOBUFS, Errno::ERESTART] {
+    for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::ERESTART] {
         let mut bench = Bench::new();
         bench.sync(web(1, 2));
         bench.note(web(2, 2));
@@ -159,6 +160,33 @@ fn a_failed_transaction_is_made_up_for() {
         assert!(bench.sync.is_due(), "{errno}: it is still to be done");
         bench.try_sync().expect("a sync");
         bench.assert_as_rendered("after a failure");
+    }
+}
+
+#[test]
+fn what_is_refused_once_is_not_refused_for_what_it_is() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.note(web(2, 2));
+    bench.kernel.fail_next_commit(Error::RefusedWhole { errno: Errno::EBUSY, said: None });
+    let summary = bench.try_sync().expect("a sync");
+    assert_eq!((summary.transactions, summary.left_out), (2, 0));
+    bench.assert_as_rendered("refused once");
+}
+
+/// The kernel did it, but nobody knows: the tables say.
+#[test]
+fn a_transaction_whose_answer_was_lost_is_not_done_twice() {
+    let no_answer = Error::NoAnswer { step: netlink::Step::Receive, after: Duration::from_secs(30) };
+    for error in [Error::AnswersLost { errno: Errno::ENOBUFS }, Error::HandlesUnknown, no_answer] {
+        let mut bench = Bench::new();
+        bench.sync(web(1, 2));
+        bench.note(web(2, 2));
+        bench.kernel.lose_next_answer(error);
+        assert!(bench.try_sync().is_err());
+        let operations = bench.try_sync().expect("a sync").operations;
+        assert_eq!(operations, 0, "all of it was done already");
+        bench.assert_as_rendered("an answer lost");
     }
 }
 
@@ -307,7 +335,7 @@ fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
     let mut applied = Applied::default();
     for block in [with, without] {
         let mut planner = Planner::new(&applied, &LAYOUT, FAMILY);
-        planner.want(Owner::Mode, Some(block));
+        planner.want(&applied, &Owner::Mode, Some(block));
         for mut step in planner.finish() {
             let committed = kernel.commit(&step.take_transaction()).expect("a commit");
             applied.record(step, &committed.handles);

@@ -30,7 +30,10 @@ const PER_SERVICE: [&str; 5] = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-
 /// kube-proxy's own.
 const OTHERS: [(&str, &[&str]); 3] = [
     ("mangle", &[":KUBE-KUBELET-CANARY - [0:0]", ":KUBE-IPTABLES-HINT - [0:0]"]),
-    ("filter", &[":KUBE-KUBELET-CANARY - [0:0]", ":CNI-FORWARD - [0:0]", "-I FORWARD 1 -j CNI-FORWARD", "-A INPUT -i lo -j ACCEPT"]),
+    (
+        "filter",
+        &[":KUBE-KUBELET-CANARY - [0:0]", ":CNI-FORWARD - [0:0]", "-I FORWARD 1 -j CNI-FORWARD", "-A INPUT -i lo -j ACCEPT"],
+    ),
     ("nat", &[":KUBE-KUBELET-CANARY - [0:0]", ":CNI-MASQ - [0:0]", "-A POSTROUTING -j CNI-MASQ", "-A CNI-MASQ -j RETURN"]),
 ];
 
@@ -150,7 +153,8 @@ fn half(dump: &str, random: &mut Random) -> String {
         }
     }
     let chains: Vec<_> = out.iter().rev().filter_map(|line| line.strip_prefix(':')?.split(' ').next()).collect();
-    let may_miss = |chain: &&str| PER_SERVICE.iter().chain(&["KUBE-MARK", "KUBE-PROXY-CANARY"]).any(|start| chain.starts_with(start));
+    let may_miss =
+        |chain: &&str| PER_SERVICE.iter().chain(&["KUBE-MARK", "KUBE-PROXY-CANARY"]).any(|start| chain.starts_with(start));
     let lost: Vec<_> = chains.into_iter().filter(|chain| may_miss(chain) && random.below(4) == 0).collect();
     let names_lost = |line: &str| line.split([' ', ':']).any(|word| lost.contains(&word));
     out.iter().rev().filter(|line| !names_lost(line)).fold(String::new(), |all, line| all + line + "\n")
@@ -197,7 +201,8 @@ fn rules_that_are_there_in_part_are_completed() {
         kept.fetch_add(right.len(), Ordering::Relaxed);
         run_once(&node, scenario);
         let after = handles(&node);
-        let replaced = right.difference(&after).map(|(family, _, chain, _)| format!("{}: {family} {chain} was right", name(scenario)));
+        let replaced =
+            right.difference(&after).map(|(family, _, chain, _)| format!("{}: {family} {chain} was right", name(scenario)));
         let differ = dumps_differ(&node, &scratch, scenario).map(|found| format!("{}:\n{found}", name(scenario)));
         replaced.chain(differ).collect()
     });

@@ -4,9 +4,15 @@
 //! the process with its name and cause, unless it was told to.
 
 mod addresses;
+mod contest;
+mod drift;
+mod family;
+mod flows;
 mod ground;
 mod health_ports;
 mod legacy;
+mod pace;
+mod repair;
 mod rules;
 
 use std::future::Future;
@@ -21,9 +27,10 @@ use tokio::task::{JoinError, JoinSet};
 use crate::config::{Config, Source};
 use crate::model::Event;
 use crate::netlink::NftKernel;
+use crate::render;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
 use crate::source::{kube, manifests};
-use rules::{Reports, RuleLoop};
+use rules::{Reports, RuleLoop, Site};
 
 /// Events that may wait. A source that is faster than the kernel waits too.
 const EVENTS: usize = 1024;
@@ -53,7 +60,11 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let health = Health::new(config.sync_period);
     let (service_health, health_servers) = ServiceHealth::new(health.clone());
     let reports = Reports { health: health.clone(), metrics: Arc::clone(&metrics), service_health };
-    let rules = RuleLoop::new(Arc::clone(&config), ground, kernel, reports);
+    let changes_of_others = Arc::<drift::Changes>::default();
+    // Before anything is read: what is changed after the reading is heard.
+    let monitor = if config.once { None } else { drift::listen(&mut kernel, config.audit_period) };
+    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others) };
+    let rules = RuleLoop::new(Arc::clone(&config), site, reports);
 
     let (events, inbox) = mpsc::channel(EVENTS);
     // Nobody fires it: servers answer until the process ends, with 503 once it is about to.
@@ -61,6 +72,10 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let mut parts = Parts::new();
     spawn(&mut parts, "source", read_objects(Arc::clone(&config), events.clone()));
     spawn(&mut parts, "addresses", addresses::follow(events));
+    if let Some(monitor) = monitor {
+        let layout = render::layout(&config.rules);
+        spawn(&mut parts, "drift", drift::follow(monitor, layout, changes_of_others, Arc::clone(&metrics)));
+    }
     if !config.once {
         for server in servers(&config, &health, &metrics) {
             let open = open.clone();

@@ -8,24 +8,24 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
+use super::drift;
+use super::family::Paced;
+use super::flows::FlowLoop;
 use super::ground::Ground;
 use super::health_ports::HealthPorts;
+use super::pace::Pace;
+use super::repair::Drift;
 use crate::config::{Config, DetectLocal, Source};
 use crate::model::{Changes, Event, Node, State};
 use crate::netlink::{self, NftKernel};
 use crate::render;
 use crate::serve::http::{Shutdown, fired};
-use crate::serve::metrics::EventKind;
+use crate::serve::metrics::{EventKind, RepairCause};
 use crate::serve::{Health, ListenOn, Metrics, ServiceHealth};
 use crate::sync::{FamilySync, Inputs, Summary};
 
-/// After a failure the next try comes after this long, then twice as long, and so on.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 /// With `--once`, how often the kernel may refuse the rules before that is the result.
 const ONCE_TRIES: u32 = 3;
-/// After so many failures in a row (some three seconds) a family counts as broken, not as busy.
-const GIVEN_UP: u32 = 5;
 
 /// How long the Node may be missing before the proxy goes on without it (behaviour.md §7.2).
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
@@ -40,14 +40,25 @@ pub struct Reports {
     pub service_health: ServiceHealth,
 }
 
+/// What the loop works on.
+#[derive(Debug)]
+pub struct Site {
+    pub ground: Ground,
+    pub kernel: NftKernel,
+    /// What others change there.
+    pub drift: Arc<drift::Changes>,
+}
+
 /// The loop's state.
 #[derive(Debug)]
 pub struct RuleLoop {
     config: Arc<Config>,
     ground: Ground,
     kernel: NftKernel,
+    drift: Arc<drift::Changes>,
     state: State,
     families: Vec<Paced>,
+    flows: FlowLoop,
     health_ports: HealthPorts,
     reports: Reports,
     started: Instant,
@@ -57,38 +68,29 @@ pub struct RuleLoop {
     begun: bool,
     /// Was it said that the Node is waited for?
     told_to_wait: bool,
-    last_sync: Option<Instant>,
-}
-
-/// A family's sync, and when it may be tried again.
-#[derive(Debug)]
-struct Paced {
-    sync: FamilySync,
-    failures: u32,
-    not_before: Option<Instant>,
-    last: Option<Summary>,
+    pace: Pace,
+    next_audit: Option<Instant>,
 }
 
 impl RuleLoop {
-    pub fn new(config: Arc<Config>, ground: Ground, kernel: NftKernel, reports: Reports) -> Self {
-        let paced = |&family| Paced {
-            sync: FamilySync::new(family, Arc::clone(&reports.metrics)),
-            failures: 0,
-            not_before: None,
-            last: None,
-        };
+    pub fn new(config: Arc<Config>, site: Site, reports: Reports) -> Self {
+        let Site { ground, kernel, drift } = site;
+        let paced = |&family| Paced::new(FamilySync::new(family, Arc::clone(&reports.metrics)));
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
+            flows: FlowLoop::new(&ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
             complete: None,
             begun: false,
             told_to_wait: false,
-            last_sync: None,
+            pace: Pace::new(config.min_sync_period),
+            next_audit: config.audit_period.filter(|_| !config.once).map(|period| Instant::now() + period),
             config,
             ground,
             kernel,
+            drift,
             reports,
         }
     }
@@ -97,8 +99,10 @@ impl RuleLoop {
     /// line.
     pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
+        let drift = Arc::clone(&self.drift);
         loop {
             let due = self.due()?;
+            let flows_due = self.flows.due();
             // Not biased: events that never pause must not keep the sync from its turn.
             tokio::select! {
                 () = &mut stopped => return Ok(None),
@@ -106,9 +110,15 @@ impl RuleLoop {
                     Some(event) => self.take(std::iter::once(event)),
                     None => bail!("the sources of Services and addresses ended"),
                 },
+                () = drift.news() => self.take_drift(),
+                () = sleep_until(flows_due.unwrap_or_else(Instant::now)), if flows_due.is_some() => {
+                    self.flows.run(&self.config.rules, &self.state);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     // What came meanwhile shares this sync.
                     self.take(std::iter::from_fn(|| events.try_recv().ok()).take(super::EVENTS));
+                    self.take_drift();
+                    self.audit();
                     if self.begun && self.sync()? && self.config.once {
                         return Ok(Some(self.summary()));
                     }
@@ -128,11 +138,35 @@ impl RuleLoop {
             return;
         }
         self.health_ports.update(&self.state, &changes);
+        self.flows.note(&self.state, &changes);
         for family in &mut self.families {
-            family.sync.note(&changes);
+            family.note(&changes);
             if self.begun {
-                self.reports.health.queued(family.sync.family());
-                self.reports.metrics.sync_queued(family.sync.family());
+                self.reports.health.queued(family.family());
+                self.reports.metrics.sync_queued(family.family());
+            }
+        }
+    }
+
+    fn take_drift(&mut self) {
+        let Some(change) = self.drift.take() else { return };
+        for family in &mut self.families {
+            if let Some(drift) = Drift::told(&change, family.family()) {
+                family.drifted(drift);
+            }
+        }
+    }
+
+    /// From time to time everything is looked at, unless nobody else has committed anything since it was read.
+    fn audit(&mut self) {
+        let now = Instant::now();
+        if let (Some(next), Some(period)) = (&mut self.next_audit, self.config.audit_period)
+            && now >= *next
+        {
+            *next = now + period;
+            for family in &mut self.families {
+                let certain = self.kernel.is_undisturbed(family.family()).unwrap_or_default();
+                family.audit(certain, now, &self.reports.metrics);
             }
         }
     }
@@ -172,9 +206,9 @@ impl RuleLoop {
             }
             self.begin();
         }
-        let earliest = self.last_sync.map(|end| end + self.config.min_sync_period);
-        let due = self.families.iter().filter(|f| f.sync.is_due());
-        Ok(due.map(|f| f.not_before.max(earliest).unwrap_or_else(Instant::now)).min())
+        let now = Instant::now();
+        let families = self.families.iter().filter_map(|family| family.next(&self.pace, now));
+        Ok(families.chain(self.next_audit).min())
     }
 
     /// Once: nothing is programmed yet, and the log should say why.
@@ -193,7 +227,7 @@ impl RuleLoop {
             tracing::warn!("wait for Node {name}: it did not come, going on without its zone and addresses");
         }
         // Else a node whose very first rules are refused would be healthy for ever.
-        self.families.iter().for_each(|family| self.reports.health.queued(family.sync.family()));
+        self.families.iter().for_each(|family| self.reports.health.queued(family.family()));
         let services = self.state.services().count();
         tracing::info!(services, node = %self.config.node_name, "the first complete lists are in, programming rules");
     }
@@ -223,24 +257,31 @@ impl RuleLoop {
 
     /// Syncs every family that may be; true when nothing is left to do.
     fn sync(&mut self) -> anyhow::Result<bool> {
-        let now = Instant::now();
-        let mut failed = None;
+        let started = Instant::now();
+        let (mut ran, mut sent, mut failed) = (false, false, None);
         for family in &mut self.families {
-            if !family.sync.is_due() || family.not_before.is_some_and(|at| at > now) {
-                continue;
-            }
             let inputs = Inputs { config: &self.config.rules, facts: self.ground.facts, state: &self.state };
-            let started = Instant::now();
-            let outcome = tokio::task::block_in_place(|| family.sync.sync(&mut self.kernel, inputs));
+            let reports = (&self.reports.health, &*self.reports.metrics);
+            let outcome = tokio::task::block_in_place(|| family.run(&mut self.kernel, inputs, &self.pace, reports));
+            ran |= outcome.is_some();
             match outcome {
-                Ok(summary) => family.succeeded(summary, started.elapsed(), &self.reports.health),
-                Err(error) => {
-                    family.failed(&error, &self.reports.metrics);
-                    failed = Some((family.sync.family(), family.failures, error));
+                Some(Ok(summary)) => {
+                    sent |= summary.transactions > 0;
+                    if !family.is_due() {
+                        self.flows.rules_in_force(family.family());
+                    }
                 }
+                Some(Err(error)) => failed = Some((family.family(), family.failures(), error)),
+                None => {}
             }
         }
-        self.last_sync = Some(Instant::now());
+        if ran {
+            self.pace.synced(started, Instant::now(), sent || failed.is_some());
+        }
+        if self.kernel.take_unheard() {
+            self.look_again();
+        }
+        self.flows.run(&self.config.rules, &self.state);
         self.tell_health_ports();
         match failed {
             Some((family, failures, error)) if self.config.once && is_final(&error, failures) => {
@@ -251,10 +292,18 @@ impl RuleLoop {
         }
     }
 
+    /// Others may have changed something while the monitor was spared our own transactions.
+    fn look_again(&mut self) {
+        self.reports.metrics.notifications_lost();
+        tracing::debug!("others committed during a big transaction of ours, all rules are read");
+        let drift = Drift::audit(RepairCause::LostNotifications, Instant::now());
+        self.families.iter_mut().for_each(|family| family.drifted(drift.clone()));
+    }
+
     fn summary(&self) -> String {
         let of_family = |paced: &Paced| {
-            let Summary { services, transactions, operations, .. } = paced.last.unwrap_or_default();
-            format!("{}: {services} services, {operations} operations in {transactions} transactions", paced.sync.family())
+            let Summary { services, transactions, operations, .. } = paced.last().unwrap_or_default();
+            format!("{}: {services} services, {operations} operations in {transactions} transactions", paced.family())
         };
         let families: Vec<_> = self.families.iter().map(of_family).collect();
         format!("programmed in {:.1?}: {}", self.started.elapsed(), families.join("; "))
@@ -262,7 +311,7 @@ impl RuleLoop {
 
     /// Is everything programmed that is wanted?
     fn all_done(&self) -> bool {
-        let done = self.families.iter().all(|family| !family.sync.is_due());
+        let done = self.families.iter().all(|family| !family.is_due());
         if done {
             self.reports.metrics.changes_taken();
         }
@@ -272,9 +321,9 @@ impl RuleLoop {
     /// Who asks about endpoints gets the new answer once it is in the rules. A family that cannot be
     /// programmed at all must not take the other's load balancers away: it is not waited for.
     fn tell_health_ports(&mut self) {
-        let waited_for = |family: &&Paced| family.failures < GIVEN_UP;
+        let waited_for = |family: &&Paced| !family.is_given_up();
         let mut families = self.families.iter().filter(waited_for).peekable();
-        if families.peek().is_none() || families.any(|family| family.sync.is_due()) {
+        if families.peek().is_none() || families.any(Paced::is_due) {
             return;
         }
         let addresses = render::node_port_addresses(&self.config.rules, &self.state, &self.ground.families);
@@ -291,31 +340,5 @@ fn is_final(error: &netlink::Error, failures: u32) -> bool {
     match error {
         netlink::Error::Refused(_) => failures >= ONCE_TRIES,
         other => !other.is_retryable(),
-    }
-}
-
-impl Paced {
-    fn succeeded(&mut self, summary: Summary, took: Duration, health: &Health) {
-        let family = self.sync.family();
-        health.updated(family);
-        let first = self.last.replace(summary).is_none();
-        let failures = std::mem::take(&mut self.failures);
-        self.not_before = None;
-        let Summary { services, transactions, operations, bytes } = summary;
-        if first || failures > 0 {
-            tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
-        } else {
-            tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
-        }
-    }
-
-    fn failed(&mut self, error: &netlink::Error, metrics: &Metrics) {
-        let family = self.sync.family();
-        let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.failures)).min(LAST_RETRY);
-        self.failures = (self.failures + 1).min(16);
-        self.not_before = Some(Instant::now() + wait);
-        metrics.sync_retried(family);
-        let failures = self.failures;
-        tracing::error!(%family, %error, failures, "rules could not be programmed, what was there before stays; next try in {wait:?}");
     }
 }

@@ -129,6 +129,13 @@ const FLAGS: &[Flag] = &[
         "A change that is not programmed within twice this makes /healthz fail",
     ),
     flag("iptables-min-sync-period", Kind::Duration, "0s", PACE, "Least time between two syncs"),
+    flag(
+        "audit-period",
+        Kind::Duration,
+        "15m",
+        PACE,
+        "How often the node's rules are compared with what they should be, in case a change by others was missed; 0: never",
+    ),
     idle("config-sync-period", Kind::Duration),
     idle("conntrack-max-per-core", Kind::Number),
     idle("conntrack-min", Kind::Number),

@@ -30,7 +30,8 @@ impl Display for Config {
         word(f, "metrics-bind-address", &served(self.metrics_bind_address))?;
         word(f, "bind-address-hard-fail", &self.bind_address_hard_fail)?;
         word(f, "iptables-sync-period", &Seconds(self.sync_period))?;
-        word(f, "iptables-min-sync-period", &Seconds(self.min_sync_period))
+        word(f, "iptables-min-sync-period", &Seconds(self.min_sync_period))?;
+        word(f, "audit-period", &Seconds(self.audit_period.unwrap_or_default()))
     }
 }
 

@@ -163,6 +163,14 @@ impl<'a> Message<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Messages<'a>(pub &'a [u8]);
 
+impl Messages<'_> {
+    /// The port that the next message is about: of a notification, whose change it tells.
+    pub fn port(&self) -> Option<u32> {
+        let header = self.0.first_chunk::<MESSAGE_HEADER>()?;
+        Some(u32::from_ne_bytes([header[12], header[13], header[14], header[15]]))
+    }
+}
+
 #[expect(clippy::copy_iterator, reason = "a borrowed slice: its copy is a second reader from the same place")]
 impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;

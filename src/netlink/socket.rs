@@ -24,6 +24,9 @@ const BUFFER_SLACK: usize = 64 << 10;
 /// Dumps come in pieces of up to 32 KiB when the reader's buffer has room (`netlink_dump`).
 const RECEIVE_CAPACITY: usize = 64 << 10;
 
+/// Where `nlmsg_pid` stands in a message, and so in a datagram.
+const PORT_OFFSET: u32 = 12;
+
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
@@ -58,6 +61,41 @@ impl Socket {
     /// Receives the notifications of a multicast group from now on.
     pub fn join(&self, group: i32) -> Result<(), Error> {
         self.set_option(libc::SOL_NETLINK, libc::NETLINK_ADD_MEMBERSHIP, group).map_err(|errno| Error::at(Step::JoinGroup, errno))
+    }
+
+    /// Receives no notifications of a multicast group any more; those that wait already still come.
+    pub fn leave(&self, group: i32) -> Result<(), Error> {
+        self.set_option(libc::SOL_NETLINK, libc::NETLINK_DROP_MEMBERSHIP, group)
+            .map_err(|errno| Error::at(Step::JoinGroup, errno))
+    }
+
+    /// The same socket once more, for who sets its options while another receives.
+    pub fn second_hand(&self) -> Result<Self, Error> {
+        let copy = self.fd.try_clone().map_err(|error| Error::at(Step::OpenSocket, Errno(error.raw_os_error().unwrap_or(0))))?;
+        let (receive_limit, send_limit) = (self.receive_limit, self.send_limit);
+        Ok(Self { fd: copy, receive_limit, received: Vec::new(), send_limit })
+    }
+
+    /// Lets the kernel throw away, before they are queued, the datagrams whose first message carries `port`: what that
+    /// socket did. A later call replaces the port.
+    pub fn ignore(&self, port: u32) -> Result<(), Error> {
+        let instruction = |code: u32, jt, jf, k| libc::sock_filter {
+            code: u16::try_from(code).expect("codes of classic BPF have 16 bits"),
+            jt,
+            jf,
+            k,
+        };
+        // The load gives a big-endian number of what stands there in the order of this machine.
+        let port = u32::from_be_bytes(port.to_ne_bytes());
+        let mut program = [
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, PORT_OFFSET),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, port),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+            instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        ];
+        let length = u16::try_from(program.len()).expect("four instructions");
+        let filter = libc::sock_fprog { len: length, filter: program.as_mut_ptr() };
+        self.set_value(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter).map_err(|errno| Error::at(Step::SetOption, errno))
     }
 
     /// Sends one datagram; the kernel has processed it when this returns.
@@ -180,9 +218,13 @@ impl Socket {
     }
 
     fn set_option(&self, level: i32, name: i32, value: i32) -> Result<(), Errno> {
-        let length = socklen::<i32>();
-        // SAFETY: the pointer and length are those of a live i32.
-        let result = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, name, (&raw const value).cast(), length) };
+        self.set_value(level, name, &value)
+    }
+
+    fn set_value<T>(&self, level: i32, name: i32, value: &T) -> Result<(), Errno> {
+        let length = socklen::<T>();
+        // SAFETY: the pointer and length are those of a live value, and what a filter points to lives as long as it.
+        let result = unsafe { libc::setsockopt(self.fd.as_raw_fd(), level, name, (&raw const *value).cast(), length) };
         if result == 0 { Ok(()) } else { Err(Errno::last()) }
     }
 }

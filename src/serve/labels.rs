@@ -56,6 +56,26 @@ words! {
     EventKind { Service = "service", EndpointSlice = "endpoint_slice", Node = "node", Addresses = "addresses" }
 }
 
+words! {
+    /// How it became known that others had changed something.
+    #[derive(PartialOrd, Ord)]
+    RepairCause {
+        Audit = "audit",
+        Notification = "notification",
+        /// The kernel had more to tell than there was room for.
+        LostNotifications = "lost_notifications",
+    }
+}
+words! {
+    AuditResult {
+        /// Nobody else committed since it was last read: nothing had to be.
+        Unchanged = "unchanged",
+        Clean = "clean",
+        Repaired = "repaired",
+        Failed = "failed",
+    }
+}
+
 impl EventKind {
     pub fn of(event: &Event) -> Self {
         match event {
@@ -149,4 +169,16 @@ pub(super) struct ByErrno {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ByKind {
     pub(super) kind: EventKind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByCause {
+    pub(super) cause: RepairCause,
+    pub(super) ip_family: Family,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByAudit {
+    pub(super) ip_family: Family,
+    pub(super) result: AuditResult,
 }

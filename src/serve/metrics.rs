@@ -4,6 +4,8 @@
 //! go on working (behaviour.md §6.1); `sluice_*` are our own. Series appear with their first use. No caller
 //! sees a metric type or a label string, and nothing here is ever read back to decide something.
 
+mod repairs;
+
 use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
@@ -19,8 +21,8 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::exposition;
+pub use super::labels::{AuditResult, Code, EventKind, NetlinkError, RepairCause, Table, TrafficPolicy, TransactionResult};
 use super::labels::{ByCode, ByErrno, ByFamily, ByKind, ByPolicy, ByResult, ByTable};
-pub use super::labels::{Code, EventKind, NetlinkError, Table, TrafficPolicy, TransactionResult};
 use super::process::Process;
 use crate::net::Family;
 
@@ -39,6 +41,7 @@ pub struct Metrics {
     health: Answers,
     kernel: Kernel,
     sources: Sources,
+    repairs: repairs::Repairs,
     packets: Arc<Packets>,
     started: f64,
 }
@@ -124,6 +127,7 @@ struct Kernel {
     operations: Counters<ByFamily>,
     bytes: Counters<ByFamily>,
     errors: Counters<ByErrno>,
+    left_out: Counts<ByFamily>,
     conntrack_duration: Durations,
     conntrack_deleted: Counters<ByFamily>,
 }
@@ -149,6 +153,7 @@ impl Metrics {
             health: Answers::register(&mut registry),
             kernel: Kernel::register(&mut registry),
             sources: Sources::register(&mut registry),
+            repairs: repairs::Repairs::register(&mut registry),
             packets,
             started,
             registry,
@@ -246,6 +251,11 @@ impl Metrics {
     /// The kernel answered with an error.
     pub fn netlink_failed(&self, errno: i32) {
         self.kernel.errors.get_or_create(&ByErrno { errno: NetlinkError::from_errno(errno) }).inc();
+    }
+
+    /// Services whose rules the kernel refuses, and that are left out.
+    pub fn services_left_out(&self, family: Family, count: u64) {
+        self.kernel.left_out.get_or_create(&label(family)).set(count);
     }
 
     /// An event came from the source.
@@ -405,6 +415,7 @@ impl Kernel {
             operations: ours(registry, "operations", "Operations in the transactions sent to the kernel"),
             bytes: ours(registry, "transaction_bytes", "Bytes of the transactions sent to the kernel"),
             errors: ours(registry, "netlink_errors", "Errors the kernel answered with"),
+            left_out: ours(registry, "services_left_out", "Services whose rules the kernel refuses"),
             conntrack_duration: theirs(registry, "conntrack_reconciler_sync_duration_seconds", duration, histogram),
             conntrack_deleted: theirs(registry, "conntrack_reconciler_deleted_entries", deleted, counters),
         }

@@ -99,7 +99,8 @@ fn misplaced(key: &ChainKey, mut groups: Vec<Group>, found: &[(Handle, Option<Ru
 }
 
 fn texts(found: &[(Handle, Option<Rule>)]) -> Vec<String> {
-    let text = |(_, rule): &(Handle, Option<Rule>)| rule.as_ref().map_or_else(|| "(foreign)".to_owned(), |r| RuleText(r).to_string());
+    let text =
+        |(_, rule): &(Handle, Option<Rule>)| rule.as_ref().map_or_else(|| "(foreign)".to_owned(), |r| RuleText(r).to_string());
     found.iter().map(text).collect()
 }
 

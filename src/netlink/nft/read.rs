@@ -13,7 +13,8 @@ use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Table};
 
 impl NftKernel {
-    pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
+    /// Reads all, and gives the generation of the rules that was read.
+    pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<u32, Error> {
         let before = self.generation()?;
         let mut names = Names::default();
         for table in consistent(Step::ReadTables, || self.read_tables(family))? {
@@ -30,7 +31,36 @@ impl NftKernel {
             seen.into_iter().for_each(&mut *visit);
         }
         // Each dump is consistent in itself; this says whether they belong together.
-        if self.generation()? == before { Ok(()) } else { Err(Error::Interrupted) }
+        if self.generation()? == before { Ok(before) } else { Err(Error::Interrupted) }
+    }
+
+    pub(super) fn read_named_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        let mut names = Names::default();
+        for (table, chain) in chains {
+            if self.chain_exists((family, *table), chain)? {
+                visit(Seen::Chain { table: *table, chain: chain.clone() });
+                let seen = consistent(Step::ReadRules, || self.read_chain_rules((family, *table), chain, &mut names))?;
+                seen.into_iter().for_each(&mut *visit);
+            }
+        }
+        Ok(())
+    }
+
+    fn chain_exists(&mut self, (family, table): (Family, Table), chain: &ChainName) -> Result<bool, Error> {
+        let request = self.request(kind::GET_CHAIN, 0, family_number(family), |w| {
+            w.text(NFTA_CHAIN_TABLE, table.as_str());
+            w.text(NFTA_CHAIN_NAME, chain.as_str());
+        });
+        match self.ask(Step::ReadChains, &request, kind::NEW_CHAIN, |_| ()) {
+            Ok(()) => Ok(true),
+            Err(Error::Failed { errno: Errno::ENOENT, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn read_tables(&mut self, family: Family) -> Result<Vec<Table>, Error> {
@@ -86,7 +116,7 @@ fn consistent<T>(step: Step, mut dump: impl FnMut() -> Result<T, Error>) -> Resu
 }
 
 /// The table an attribute names, if it is one of the shared ones.
-fn table(attributes: Attributes<'_>, kind: u16) -> Option<Table> {
+pub(super) fn table(attributes: Attributes<'_>, kind: u16) -> Option<Table> {
     let name = attributes.get(kind)?.text()?;
     Table::ALL.into_iter().find(|table| table.as_str() == name)
 }

@@ -6,6 +6,8 @@ use crate::net::Family;
 pub const NFNL_SUBSYS_NFTABLES: u16 = 10;
 pub const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
 pub const NFNL_MSG_BATCH_END: u16 = 0x11;
+/// The multicast group that is told of every change of `nf_tables`.
+pub const NFNLGRP_NFTABLES: i32 = 7;
 /// Size of `struct nfgenmsg`.
 pub const NFGENMSG: usize = 4;
 
@@ -19,6 +21,7 @@ pub mod kind {
 
     pub const NEW_TABLE: u16 = nft(0);
     pub const GET_TABLE: u16 = nft(1);
+    pub const DELETE_TABLE: u16 = nft(2);
     pub const NEW_CHAIN: u16 = nft(3);
     pub const GET_CHAIN: u16 = nft(4);
     pub const DELETE_CHAIN: u16 = nft(5);
@@ -32,6 +35,8 @@ pub mod kind {
 pub const NFTA_LIST_ELEM: u16 = 1;
 pub const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_GEN_ID: u16 = 1;
+pub const NFTA_GEN_PROC_PID: u16 = 2;
+pub const NFTA_GEN_PROC_NAME: u16 = 3;
 
 pub const NFTA_CHAIN_TABLE: u16 = 1;
 pub const NFTA_CHAIN_NAME: u16 = 3;
@@ -103,6 +108,11 @@ pub fn family_number(family: Family) -> u8 {
         Family::Ipv4 => 2,
         Family::Ipv6 => 10,
     }
+}
+
+/// The family of a number, if it is one of ours.
+pub fn family_of(number: u8) -> Option<Family> {
+    Family::ALL.into_iter().find(|family| family_number(*family) == number)
 }
 
 /// `struct nfgenmsg` with its resource id, which only batch messages use.
