@@ -50,12 +50,12 @@ fn one_object(random: &mut Random) -> Event {
 }
 
 pub fn name(i: u64) -> ObjectKey {
-    ObjectKey::new(if i.is_multiple_of(2) { "even" } else { "odd" }, format!("web-{i}"))
+    ObjectKey::new(if i.is_multiple_of(2) { "even" } else { "odd" }, &format!("web-{i}"))
 }
 
 /// In the namespace of the Services it may belong to.
 fn slice_name(i: u64) -> ObjectKey {
-    ObjectKey::new(name(i % SERVICES).namespace, format!("slice-{i}"))
+    ObjectKey::new(name(i % SERVICES).namespace(), &format!("slice-{i}"))
 }
 
 fn v6(high: u16, low: u64) -> IpAddr {
