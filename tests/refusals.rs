@@ -283,3 +283,15 @@ fn a_refused_service_whose_chain_somebody_made_leaves_nothing() {
     assert_eq!(summary.left_out, 1);
     assert_eq!(bench.saved(), before);
 }
+
+/// The endpoint is out of the balancing chain, but its own chain was not deleted: that is not forgotten.
+#[test]
+fn a_removal_that_was_refused_is_made_up_for() {
+    for errno in [Errno::EBUSY, Errno::EINVAL] {
+        let mut bench = Bench::with(3);
+        bench.kernel.fail_commit_after(1, Error::RefusedWhole { errno, said: None });
+        let summary = bench.sync(web(2, 1));
+        assert_eq!((summary.left_out, summary.transactions), (0, 3));
+        bench.assert_as_rendered();
+    }
+}

@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::adopt::Found;
 use super::applied::{Applied, AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::block::{Digest, Kind, Layout, Owner};
+use super::step::Step;
 use super::touched::Touched;
 use super::transaction::Handle;
 
@@ -49,11 +50,22 @@ impl Applied {
     }
 
     /// Leaves `owner` nothing but what it had programmed: chains that were made for it in vain become nobody's.
-    /// Tells whether there are any.
-    pub fn abandon(&mut self, owner: &Owner, chains: impl IntoIterator<Item = ChainKey>) -> bool {
+    pub fn abandon(&mut self, owner: &Owner, chains: impl IntoIterator<Item = ChainKey>) {
         let kept = self.owners.get(owner).map(|block| block.chains.as_slice()).unwrap_or_default();
         let made: Vec<_> = chains.into_iter().filter(|key| self.chains.contains_key(key) && !kept.contains(key)).collect();
-        self.disown(made, Vec::new())
+        self.disown(made, Vec::new());
+    }
+
+    /// A step that was to delete chains was not committed: those whose owner wants them no more become nobody's.
+    pub fn keep_in_mind(&mut self, step: &Step) {
+        let mut chains: Vec<_> = step.deleted.iter().filter(|key| self.chains.contains_key(key)).cloned().collect();
+        self.retain_unowned(&mut chains);
+        self.disown(chains, Vec::new());
+    }
+
+    /// Is there anything that nobody wants?
+    pub fn has_leftovers(&self) -> bool {
+        self.owners.contains_key(&Owner::Nobody)
     }
 
     fn refresh_chains(&mut self, touched: &Touched, mut found: HashMap<ChainKey, AppliedChain>) -> Differences {
@@ -100,12 +112,16 @@ impl Applied {
     fn strange_chains(&self, touched: &Touched, new: Vec<ChainKey>, layout: &Layout) -> Vec<ChainKey> {
         let mut suspects = if touched.is_everything() { self.chains.keys().cloned().collect() } else { new };
         suspects.retain(|(table, chain)| layout.kind(*table, chain.as_str()) == Kind::PerService);
-        if suspects.is_empty() {
-            return suspects;
+        self.retain_unowned(&mut suspects);
+        suspects
+    }
+
+    fn retain_unowned(&self, chains: &mut Vec<ChainKey>) {
+        if chains.is_empty() {
+            return;
         }
         let owned: HashSet<_> = self.owners.values().flat_map(|block| &block.chains).collect();
-        suspects.retain(|key| !owned.contains(key));
-        suspects
+        chains.retain(|key| !owned.contains(key));
     }
 
     fn disown(&mut self, chains: Vec<ChainKey>, groups: Vec<AppliedGroup>) -> bool {

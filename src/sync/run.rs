@@ -94,7 +94,11 @@ impl<'a, 'k> Run<'a, 'k> {
         let mut waiting = vec![work];
         while let Some(work) = waiting.pop() {
             if let Err(failure) = self.attempt(&work) {
-                waiting.extend(self.after_failure(work, failure)?);
+                let mut instead = self.after_failure(work, failure)?;
+                if let Some(last) = instead.first_mut() {
+                    last.leftovers |= self.applied.has_leftovers();
+                }
+                waiting.extend(instead);
             }
         }
         Ok(())
@@ -183,7 +187,6 @@ impl<'a, 'k> Run<'a, 'k> {
         work.mode |= owners.contains(&Owner::Mode);
         let keys = keys_of(&owners.iter().collect(), self.planned.iter().chain(self.before));
         work.services.extend(keys.into_iter().filter(|key| !self.left_out.contains_key(key)));
-        work.leftovers |= owners.contains(&Owner::Nobody);
         work
     }
 
@@ -195,9 +198,7 @@ impl<'a, 'k> Run<'a, 'k> {
             self.planned.remove(&key);
             for part in render::service(self.context, &key) {
                 let chains = part.block.chains.into_iter().map(|chain| (chain.table, chain.name));
-                if self.applied.abandon(&part.owner, chains) {
-                    work.leftovers = true;
-                }
+                self.applied.abandon(&part.owner, chains);
                 if self.adopted {
                     work.gone.insert(part.owner);
                 }

@@ -58,8 +58,13 @@ impl<'a> Sender<'a> {
                 applied.record(step, &handles);
                 Ok(())
             }
-            Err(Error::Refused(refusals)) => Err(refused(&step, &transaction, refusals)),
-            Err(error) => Err(error.into()),
+            Err(error) => {
+                applied.keep_in_mind(&step);
+                Err(match error {
+                    Error::Refused(refusals) => refused(&step, &transaction, refusals),
+                    error => error.into(),
+                })
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 
 use sluice::net::Family;
 use sluice::netlink::{Committed, Errno, Error, Kernel, Seen, Step};
-use sluice::ruleset::Transaction;
+use sluice::ruleset::{ChainName, Table, Transaction};
 
 use crate::random::Random;
 
@@ -59,6 +59,21 @@ impl<K: Kernel> Kernel for Faulty<'_, K> {
                 Err(Error::Interrupted)
             }
             _ => self.kernel.read(family, visit),
+        }
+    }
+
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        match *self.fault {
+            Some(Fault::ReadFailed) => {
+                *self.fault = None;
+                Err(failed(Step::ReadRules, Errno::ENOBUFS))
+            }
+            _ => self.kernel.read_chains(family, chains, visit),
         }
     }
 

@@ -22,6 +22,8 @@ use table::FakeTable;
 pub struct FakeKernel {
     commits: usize,
     failing_commit: Option<(Failing, Error)>,
+    /// How many commits go well before that one.
+    good_before: usize,
     failing_read: Option<Error>,
     disliked: Option<Disliked>,
     ops: usize,
@@ -64,6 +66,12 @@ impl FakeKernel {
     /// Lets the next commit fail so, applying nothing.
     pub fn fail_next_commit(&mut self, error: Error) {
         self.failing_commit = Some((Failing::Undone, error));
+    }
+
+    /// The same after so many that go well.
+    pub fn fail_commit_after(&mut self, good: usize, error: Error) {
+        self.fail_next_commit(error);
+        self.good_before = good;
     }
 
     /// Lets the next commit be applied and its answer be this error.
@@ -183,7 +191,9 @@ impl Kernel for FakeKernel {
         if transaction.is_empty() {
             return Ok(Committed::default());
         }
-        let late = match self.failing_commit.take() {
+        let its_turn = self.good_before == 0;
+        self.good_before = self.good_before.saturating_sub(1);
+        let late = match self.failing_commit.take_if(|_| its_turn) {
             Some((Failing::Undone, error)) => return Err(error),
             Some((Failing::Applied, error)) => Some(error),
             None => None,
