@@ -1,10 +1,12 @@
 #!/bin/bash
-# Installs the Debian packages that building, `make test` and `make demo` need. Does nothing when all are there.
+# Installs the Debian packages that building, `make test` and `make demo` need, and the kernel the tests boot. Does nothing when
+# all is there.
 set -euo pipefail
 
-# curl: to ask the proxy; gcc, libc6-dev: to link; iptables, nftables: to look at rules from outside; strace, util-linux (setpriv, unshare): to
-# watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules.
-packages=(curl gcc libc6-dev iproute2 iptables nftables procps python3 strace util-linux)
+# curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at rules and flows from outside; strace, util-linux
+# (setpriv, unshare): to watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules;
+# qemu-system-x86, xz-utils: e2e/vmrun.
+packages=(conntrack curl gcc libc6-dev iproute2 iptables make nftables procps python3 qemu-system-x86 strace util-linux xz-utils)
 
 missing_packages() {
     local package
@@ -29,6 +31,15 @@ check_iptables() {
     fi
 }
 
+# The kernel of the virtual machine: 71 MB, once.
+fill_machine() {
+    local here
+    here=$(dirname "${BASH_SOURCE[0]}")
+    if ((EUID == 0)) && [[ ! -f ${XDG_CACHE_HOME:-$HOME/.cache}/vmrun/kernel/version ]]; then
+        "$here/vmrun" --setup
+    fi
+}
+
 main() {
     local missing
     if ! command -v dpkg-query >/dev/null; then
@@ -45,6 +56,7 @@ main() {
         install_packages "${missing[@]}"
     fi
     check_iptables
+    fill_machine
 }
 
 main

@@ -4,7 +4,11 @@
 //! the agent and knows no clock: when to try again is the agent's decision. After a failure it reads
 //! back what the kernel holds before it sends anything else, so a failure never leads to a wrong guess.
 
+pub mod flows;
+mod knowledge;
 mod removal;
+mod run;
+mod sender;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -12,10 +16,12 @@ use std::sync::Arc;
 use crate::config::RuleConfig;
 use crate::model::{Changes, ObjectKey, State};
 use crate::net::Family;
-use crate::netlink::{self, Kernel, Seen};
+use crate::netlink::{self, Kernel};
 use crate::render::{self, Context, KernelFacts, PortPart};
-use crate::ruleset::{Adoption, Applied, Found, Handle, Layout, Op, Owner, Planner, Step, Table, Touched, Transaction};
-use crate::serve::metrics::{self, Metrics, Scope, Sent, TrafficPolicy, TransactionResult};
+use crate::ruleset::{Applied, Layout, Owner, Table, Touched};
+use crate::serve::metrics::{self, Metrics, Scope, TrafficPolicy};
+use run::{Run, Work, keys_of};
+use sender::Sender;
 
 /// What a sync works from.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +39,10 @@ pub struct Summary {
     pub transactions: usize,
     pub operations: usize,
     pub bytes: usize,
+    /// Owners (service ports, the mode, leftovers) whose rules somebody else had changed.
+    pub damaged: usize,
+    /// Services that the kernel refuses, and that are left out until they change.
+    pub left_out: usize,
 }
 
 impl Summary {
@@ -44,6 +54,8 @@ impl Summary {
             transactions: self.transactions + other.transactions,
             operations: self.operations + other.operations,
             bytes: self.bytes + other.bytes,
+            damaged: self.damaged + other.damaged,
+            left_out: self.left_out.max(other.left_out),
         }
     }
 }
@@ -55,10 +67,13 @@ pub struct FamilySync {
     metrics: Arc<Metrics>,
     /// `None`: not known, to be read back.
     applied: Option<Applied>,
+    /// Where somebody else may have changed something.
+    touched: Touched,
     pending: Changes,
     /// What stands in the kernel for each Service.
     services: HashMap<ObjectKey, Programmed>,
     without_local: Counts,
+    left_out: BTreeMap<ObjectKey, LeftOut>,
 }
 
 /// What was programmed for one Service.
@@ -66,6 +81,24 @@ pub struct FamilySync {
 struct Programmed {
     owners: Vec<Owner>,
     without_local: Counts,
+}
+
+/// A Service whose rules the kernel refuses.
+#[derive(Debug)]
+struct LeftOut {
+    why: String,
+}
+
+/// What a sync starts from.
+#[derive(Debug)]
+struct Known {
+    applied: Applied,
+    /// It was read from the kernel just now: what it lacks of a Service's rules may be others of the same Service.
+    adopted: bool,
+    /// Everything is looked at, and so everything that could not be done before is tried again.
+    thorough: bool,
+    /// Owners that somebody else took something from, or gave something to.
+    damaged: BTreeSet<Owner>,
 }
 
 /// Ports whose Local policy finds no endpoint here, by policy.
@@ -78,8 +111,16 @@ struct Counts {
 impl FamilySync {
     /// Nothing is known of the kernel yet: the first sync reads it.
     pub fn new(family: Family, metrics: Arc<Metrics>) -> Self {
-        let pending = Changes { global: true, ..Changes::default() };
-        Self { family, metrics, applied: None, pending, services: HashMap::new(), without_local: Counts::default() }
+        Self {
+            family,
+            metrics,
+            applied: None,
+            touched: Touched::default(),
+            pending: Changes { global: true, ..Changes::default() },
+            services: HashMap::new(),
+            without_local: Counts::default(),
+            left_out: BTreeMap::new(),
+        }
     }
 
     pub fn family(&self) -> Family {
@@ -91,16 +132,19 @@ impl FamilySync {
         self.pending.merge(changes.clone());
     }
 
-    /// Notes that somebody else changed rules: the next sync looks, and mends what is ours.
+    /// Notes that somebody else may have changed rules there: the next sync looks, and mends what is ours.
     pub fn drifted(&mut self, touched: &Touched) {
-        if !touched.is_empty() {
-            self.applied = None;
-        }
+        self.touched.merge(touched.clone());
     }
 
     /// Is there anything to do?
     pub fn is_due(&self) -> bool {
-        self.applied.is_none() || !self.pending.is_empty()
+        self.applied.is_none() || !self.touched.is_empty() || !self.pending.is_empty()
+    }
+
+    /// The Services that the kernel refuses, and what it said.
+    pub fn left_out(&self) -> impl Iterator<Item = (&ObjectKey, &str)> {
+        self.left_out.iter().map(|(key, left_out)| (key, left_out.why.as_str()))
     }
 
     /// Brings the kernel to what `inputs` ask for. On failure everything noted stays to be done; what
@@ -111,83 +155,102 @@ impl FamilySync {
         let metrics = Arc::clone(&self.metrics);
         let full = self.pending.global || self.applied.is_none();
         let timer = metrics.sync_started(self.family, if full { Scope::Full } else { Scope::Partial });
-        let mut sender = Sender::new(kernel, &metrics, self.family);
-        let outcome = self.bring_about(&mut sender, &context, layout);
-        let summary = sender.summary;
+        let sender = Sender::new(kernel, &metrics, self.family);
+        let outcome = self.bring_about(sender, &context, layout);
         match &outcome {
-            Ok(()) => timer.succeeded(),
-            Err(error) => {
-                self.applied = None;
-                error.errno().iter().for_each(|errno| metrics.netlink_failed(errno.0));
-            }
+            Ok(_) => timer.succeeded(),
+            Err(_) => self.applied = None,
         }
-        outcome.map(|()| summary)
+        outcome
     }
 
     fn bring_about(
         &mut self,
-        sender: &mut Sender<'_>,
+        mut sender: Sender<'_>,
         context: &Context<'_>,
         layout: &'static Layout,
-    ) -> Result<(), netlink::Error> {
-        let mut applied = if let Some(applied) = self.applied.take() {
-            applied
-        } else {
-            self.pending.global = true;
-            read_back(sender.kernel, context, layout)?
-        };
-        let mut planner = Planner::new(&applied, layout, self.family);
-        let mut done = Vec::new();
-        if self.pending.global || self.pending.addresses {
-            let (owner, block) = render::mode(context);
-            planner.want(owner, Some(block));
-        }
-        if self.pending.global {
-            planner.want(Owner::Nobody, None);
-        }
-        for key in self.services_to_render(context.state) {
-            self.plan_service(&mut planner, context, &key);
-            while let Some(piece) = planner.take_piece() {
-                done.push(sender.commit(piece)?);
-            }
-            sender.summary.services += 1;
-        }
-        for step in planner.finish() {
-            done.push(sender.commit(step)?);
-        }
-        for (step, handles) in done {
-            applied.record(step, &handles);
-        }
+    ) -> Result<Summary, netlink::Error> {
+        let known = self.know(&mut sender, context, layout)?;
+        sender.summary.damaged = known.damaged.len();
+        let work = self.work(context, &known);
+        let mut run = Run::new(sender, context, layout, known, &self.services);
+        let outcome = run.program(work);
+        let Run { mut sender, applied, planned, left_out, .. } = run;
+        sender.summary.services = planned.len();
+        self.leave_out(left_out);
+        outcome?;
+        self.take_over(planned);
+        sender.summary.left_out = self.left_out.len();
         self.report(&applied, &sender.written);
         self.applied = Some(applied);
         self.pending = Changes::default();
-        Ok(())
+        Ok(sender.summary)
     }
 
-    fn services_to_render(&self, state: &State) -> BTreeSet<ObjectKey> {
-        if self.pending.global {
-            state.services().map(|(key, _)| key).chain(self.services.keys()).cloned().collect()
+    fn know(&mut self, sender: &mut Sender<'_>, context: &Context<'_>, layout: &'static Layout) -> Result<Known, netlink::Error> {
+        let touched = std::mem::take(&mut self.touched);
+        let Some(mut applied) = self.applied.take() else {
+            self.pending.global = true;
+            self.services.clear();
+            self.without_local = Counts::default();
+            let applied = sender.read_back(context, layout)?;
+            return Ok(Known { applied, adopted: true, thorough: true, damaged: BTreeSet::new() });
+        };
+        let damaged = if touched.is_empty() { BTreeSet::new() } else { sender.look_again(layout, &touched, &mut applied)? };
+        let thorough = touched.is_everything() || self.pending.global;
+        Ok(Known { applied, adopted: false, thorough, damaged })
+    }
+
+    fn work(&mut self, context: &Context<'_>, known: &Known) -> Work {
+        let Known { adopted, thorough, damaged, .. } = known;
+        let global = self.pending.global;
+        if *thorough && !adopted {
+            self.pending.services.extend(self.left_out.keys().cloned());
+        }
+        let mut work = Work {
+            mode: global || self.pending.addresses || damaged.contains(&Owner::Mode),
+            gone: BTreeSet::new(),
+            leftovers: *thorough || damaged.contains(&Owner::Nobody),
+            services: self.pending.services.clone(),
+        };
+        self.left_out.retain(|key, _| !work.services.contains(key));
+        if global {
+            let all = context.state.services().map(|(key, _)| key).chain(self.services.keys());
+            work.services = all.filter(|key| !self.left_out.contains_key(key)).cloned().collect();
         } else {
-            self.pending.services.clone()
+            let damaged = keys_of(&damaged.iter().collect(), self.services.iter());
+            work.services.extend(damaged.into_iter().filter(|key| !self.left_out.contains_key(key)));
         }
+        if *adopted {
+            // Of theirs only that was recognised which is as the kernel will not have it.
+            let parts = self.left_out.keys().flat_map(|key| render::service(context, key));
+            work.gone.extend(parts.map(|part| part.owner));
+        }
+        work
     }
 
-    fn plan_service(&mut self, planner: &mut Planner<'_>, context: &Context<'_>, key: &ObjectKey) {
-        let parts = render::service(context, key);
-        let before = self.services.remove(key).unwrap_or_default();
-        let now = Programmed::of(&parts);
-        for owner in before.owners.iter().filter(|owner| !now.owners.contains(owner)) {
-            planner.want(owner.clone(), None);
+    fn leave_out(&mut self, services: BTreeMap<ObjectKey, LeftOut>) {
+        for (key, LeftOut { why }) in &services {
+            tracing::error!(
+                "{} rules of Service {key}: {why}: it is left out until it changes, with what it had before; others go on",
+                self.family
+            );
         }
-        self.without_local.internal += now.without_local.internal;
-        self.without_local.external += now.without_local.external;
-        self.without_local.internal -= before.without_local.internal;
-        self.without_local.external -= before.without_local.external;
-        if !now.owners.is_empty() {
-            self.services.insert(key.clone(), now);
-        }
-        for part in parts {
-            planner.want(part.owner, Some(part.block));
+        self.left_out.extend(services);
+        self.metrics.services_left_out(self.family, self.left_out.len() as u64);
+    }
+
+    /// Writes down what is in the kernel now.
+    fn take_over(&mut self, planned: HashMap<ObjectKey, Programmed>) {
+        for (key, now) in planned {
+            let before = self.services.remove(&key).unwrap_or_default();
+            self.without_local.internal += now.without_local.internal;
+            self.without_local.external += now.without_local.external;
+            self.without_local.internal -= before.without_local.internal;
+            self.without_local.external -= before.without_local.external;
+            if !now.owners.is_empty() {
+                self.services.insert(key, now);
+            }
         }
     }
 
@@ -212,89 +275,5 @@ impl Programmed {
                 external: count(|part| part.without_local.external),
             },
         }
-    }
-}
-
-/// How often the rules are read in the hope that nobody changes any meanwhile.
-const READINGS: usize = 2;
-
-/// Reads what the kernel holds and hands it to those who want it.
-fn read_back(kernel: &mut dyn Kernel, context: &Context<'_>, layout: &'static Layout) -> Result<Applied, netlink::Error> {
-    let mut found = Found::new(layout);
-    for _ in 0..READINGS {
-        found = Found::new(layout);
-        let outcome = kernel.read(context.family, &mut |seen| match seen {
-            Seen::Table(table) => found.table(table),
-            Seen::Chain { table, chain } => found.chain(table, chain),
-            Seen::Rule { table, chain, handle, rule } => found.rule(table, chain, handle, rule.as_ref()),
-        });
-        match outcome {
-            Ok(()) => break,
-            // Some programs change rules of theirs all the time, and waiting for them to end may be waiting
-            // for ever. Where one made or took away a chain or rule of ours meanwhile, the kernel refuses what
-            // we make of an old reading; a chain of ours that it refilled is seen with the next reading only.
-            Err(netlink::Error::Interrupted) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let nothing = found.is_nothing();
-    let mut adoption: Adoption = found.adopt();
-    let (owner, block) = render::mode(context);
-    adoption.take(&owner, &block);
-    // On a node that never had such rules there is nothing to hand out, and nothing to render for it.
-    if !nothing {
-        let parts = context.state.services().flat_map(|(key, _)| render::service(context, key));
-        parts.for_each(|part| adoption.take(&part.owner, &part.block));
-    }
-    Ok(adoption.finish())
-}
-
-/// Sends steps and counts.
-struct Sender<'a> {
-    kernel: &'a mut dyn Kernel,
-    metrics: &'a Metrics,
-    family: Family,
-    summary: Summary,
-    /// Rules added, by table.
-    written: BTreeMap<Table, u64>,
-}
-
-impl<'a> Sender<'a> {
-    fn new(kernel: &'a mut dyn Kernel, metrics: &'a Metrics, family: Family) -> Self {
-        Self { kernel, metrics, family, summary: Summary::default(), written: BTreeMap::new() }
-    }
-
-    fn commit(&mut self, mut step: Step) -> Result<(Step, Vec<Handle>), netlink::Error> {
-        let transaction = step.take_transaction();
-        if transaction.only_removes() {
-            step.keep_empty(removal::commit(self, &transaction)?);
-            return Ok((step, Vec::new()));
-        }
-        let handles = self.send(&transaction)?;
-        Ok((step, handles))
-    }
-
-    /// Sends one transaction and counts it. Gives the handles of the rules it added.
-    fn send(&mut self, transaction: &Transaction) -> Result<Vec<Handle>, netlink::Error> {
-        for op in transaction.ops.iter().filter(|op| matches!(op, Op::AddRule { .. })) {
-            *self.written.entry(op.table()).or_default() += 1;
-        }
-        self.summary.transactions += 1;
-        self.summary.operations += transaction.len();
-        let outcome = self.kernel.commit(transaction);
-        let bytes = outcome.as_ref().map_or(0, |committed| committed.bytes);
-        self.summary.bytes += bytes;
-        let result = result_of(&outcome);
-        self.metrics.transaction_sent(self.family, Sent { result, operations: transaction.len() as u64, bytes: bytes as u64 });
-        Ok(outcome?.handles)
-    }
-}
-
-fn result_of<T>(outcome: &Result<T, netlink::Error>) -> TransactionResult {
-    match outcome {
-        // The transaction is in the kernel, only its handles have to be read.
-        Ok(_) | Err(netlink::Error::HandlesUnknown) => TransactionResult::Committed,
-        Err(netlink::Error::Refused(_) | netlink::Error::RefusedWhole { .. }) => TransactionResult::Refused,
-        Err(_) => TransactionResult::Failed,
     }
 }

@@ -8,79 +8,11 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::thread;
 
+use support::golden::{FAMILIES, GOLDEN, NODE_IPS, differences, dumps_differ, flags, folders, for_each, name, scenarios};
 use support::netns::{Namespace, Process};
+use support::proxy::BINARY as SLUICE;
 use support::{PATIENCE, Scratch, require_root, wait_until};
-
-const SLUICE: &str = env!("CARGO_BIN_EXE_sluice");
-const JUDGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/same-rules");
-const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
-
-/// What kube-proxy was started with in every scenario.
-const COMMON: [&str; 6] = [
-    "--mode=iptables",
-    "--hostname-override=node-a",
-    "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
-    "--conntrack-max-per-core=0",
-    "--conntrack-tcp-timeout-established=0",
-    "--conntrack-tcp-timeout-close-wait=0",
-];
-
-/// The addresses of the golden node's interfaces, for a render that has no kernel to ask.
-const NODE_IPS: &str = "--node-ip=172.31.0.11,fd31::b,10.244.11.1,fd00:10:244:b::1";
-
-const FAMILIES: [(&str, &str, &str); 2] =
-    [("ipv4", "iptables-save", "iptables-v4.save"), ("ipv6", "ip6tables-save", "iptables-v6.save")];
-
-/// Every folder below `parent` that `belongs`, sorted.
-fn folders(parent: &Path, belongs: impl Fn(&Path) -> bool) -> Vec<PathBuf> {
-    let entries = fs::read_dir(parent).expect("the goldens").map(|entry| entry.expect("an entry").path());
-    let mut found: Vec<_> = entries.filter(|path| path.is_dir() && belongs(path)).collect();
-    found.sort();
-    assert!(!found.is_empty(), "no scenario in {}", parent.display());
-    found
-}
-
-fn scenarios() -> Vec<PathBuf> {
-    folders(Path::new(GOLDEN), |path| path.join("iptables-v4.save").exists())
-}
-
-fn name(path: &Path) -> &str {
-    path.file_name().and_then(|n| n.to_str()).expect("a name")
-}
-
-/// The common flags with the scenario's own; a line `!--flag` takes a common one away.
-fn flags(scenario: &Path) -> Vec<String> {
-    let own = fs::read_to_string(scenario.join("args")).unwrap_or_default();
-    let mut flags: Vec<_> = COMMON.iter().map(ToString::to_string).collect();
-    for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
-        match line.strip_prefix('!') {
-            Some(unwanted) => flags.retain(|flag| !flag.starts_with(unwanted)),
-            None => flags.push(line.to_owned()),
-        }
-    }
-    flags
-}
-
-/// What differs between the golden dump and `have`, in the judge's words; empty when nothing does.
-fn differences(scratch: &Scratch, want: &Path, have: &str) -> String {
-    let thread = format!("{:?}", thread::current().id());
-    let file = scratch.file(&format!("have-{}", thread.replace(|c: char| !c.is_ascii_digit(), "")));
-    fs::write(&file, have).expect("a file");
-    let judged = Command::new("python3").arg(JUDGE).arg(want).arg(&file).output().expect("python3");
-    if judged.status.success() { String::new() } else { String::from_utf8_lossy(&judged.stdout).into_owned() }
-}
-
-/// Judges each scenario on one of two threads and tells all that failed at once.
-fn for_each(scenarios: &[PathBuf], judge: impl Fn(&Path) -> Vec<String> + Sync) {
-    let (even, odd): (Vec<_>, Vec<_>) = scenarios.iter().enumerate().partition(|(i, _)| i % 2 == 0);
-    let failures = thread::scope(|scope| {
-        let halves = [even, odd].map(|half| scope.spawn(|| half.into_iter().flat_map(|(_, s)| judge(s)).collect::<Vec<_>>()));
-        halves.map(|half| half.join().expect("a judge")).concat()
-    });
-    assert!(failures.is_empty(), "{} of {} scenarios differ:\n{}", failures.len(), scenarios.len(), failures.join("\n"));
-}
 
 #[test]
 fn rendered_rules_are_kube_proxys() {
@@ -97,11 +29,6 @@ fn rendered_rules_are_kube_proxys() {
         };
         FAMILIES.into_iter().filter_map(judge).collect()
     });
-}
-
-fn dumps_differ(node: &Namespace, scratch: &Scratch, folder: &Path) -> Option<String> {
-    let judge = |(_, tool, dump): (&str, &str, &str)| differences(scratch, &folder.join(dump), &node.output(&[tool]));
-    Some(FAMILIES.map(judge).concat()).filter(|found| !found.is_empty())
 }
 
 #[test]

@@ -406,7 +406,7 @@ async fn of_two_services_with_one_port_the_second_is_reported_until_the_first_is
     ports.sync(vec![wanted("svc1", port, 1), wanted("svc2", port, 2)]);
     answer_of(at(port), "svc2", 2).await;
     let reported = in_time(failures.wait_for(|all| !all.is_empty())).await.unwrap().clone();
-    assert_eq!((reported.len(), &*reported[0].service.name, reported[0].port), (1, "svc1", port));
+    assert_eq!((reported.len(), reported[0].service.name(), reported[0].port), (1, "svc1", port));
     assert_eq!(reported[0].cause, "the port is that of Service ns1/svc2");
     ports.sync(vec![wanted("svc1", port, 1)]);
     answer_of(at(port), "svc1", 1).await;
@@ -422,7 +422,7 @@ async fn a_taken_health_check_port_is_tried_again_and_hurts_no_other() {
     ports.sync(vec![wanted("svc1", taken, 1), wanted("svc2", free, 1)]);
     answer_of(at(free), "svc2", 1).await;
     let reported = in_time(failures.wait_for(|all| !all.is_empty())).await.unwrap().clone();
-    assert_eq!((reported.len(), &*reported[0].service.name, reported[0].port), (1, "svc1", taken));
+    assert_eq!((reported.len(), reported[0].service.name(), reported[0].port), (1, "svc1", taken));
     drop(holder);
     answer_of(at(taken), "svc1", 1).await;
     in_time(failures.wait_for(Vec::is_empty)).await.unwrap();

@@ -4,13 +4,14 @@
 mod world;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice::model::{Event, State};
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
-use sluice::netlink::{Errno, Error, Kernel as _};
+use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
-    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
+    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Touched, Transaction,
 };
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
@@ -150,7 +151,7 @@ fn a_restart_removes_what_went_away_meanwhile() {
 
 #[test]
 fn a_failed_transaction_is_made_up_for() {
-    for errno in [Errno::EBUSY, Errno::ENOBUFS, Errno::ERESTART] {
+    for errno in [Errno::ENOMEM, Errno::ENOBUFS, Errno::ERESTART] {
         let mut bench = Bench::new();
         bench.sync(web(1, 2));
         bench.note(web(2, 2));
@@ -159,6 +160,33 @@ fn a_failed_transaction_is_made_up_for() {
         assert!(bench.sync.is_due(), "{errno}: it is still to be done");
         bench.try_sync().expect("a sync");
         bench.assert_as_rendered("after a failure");
+    }
+}
+
+#[test]
+fn what_is_refused_once_is_not_refused_for_what_it_is() {
+    let mut bench = Bench::new();
+    bench.sync(web(1, 2));
+    bench.note(web(2, 2));
+    bench.kernel.fail_next_commit(Error::RefusedWhole { errno: Errno::EBUSY, said: None });
+    let summary = bench.try_sync().expect("a sync");
+    assert_eq!((summary.transactions, summary.left_out), (2, 0));
+    bench.assert_as_rendered("refused once");
+}
+
+/// The kernel did it, but nobody knows: the tables say.
+#[test]
+fn a_transaction_whose_answer_was_lost_is_not_done_twice() {
+    let no_answer = Error::NoAnswer { step: netlink::Step::Receive, after: Duration::from_secs(30) };
+    for error in [Error::AnswersLost { errno: Errno::ENOBUFS }, Error::HandlesUnknown, no_answer] {
+        let mut bench = Bench::new();
+        bench.sync(web(1, 2));
+        bench.note(web(2, 2));
+        bench.kernel.lose_next_answer(error);
+        assert!(bench.try_sync().is_err());
+        let operations = bench.try_sync().expect("a sync").operations;
+        assert_eq!(operations, 0, "all of it was done already");
+        bench.assert_as_rendered("an answer lost");
     }
 }
 
@@ -215,8 +243,8 @@ fn built_in_chains_that_a_table_lacks_are_made() {
     bench.assert_as_rendered("over tables that lacked chains");
 }
 
-#[test]
-fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
+/// A Service, and somebody's rule that jumps to its chain of this name.
+fn with_a_foreign_jump() -> (Bench, ChainName) {
     let mut bench = Bench::new();
     bench.sync(web(1, 2));
     let chain = |prefix: &str| {
@@ -230,14 +258,36 @@ fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
     let rule = Rule::new().jump(&ours);
     foreign.ops.push(Op::AddRule { table: Table::Nat, chain: user, place: Place::Tail, rule });
     bench.kernel.commit(&foreign).expect("a foreign jump");
+    (bench, ours)
+}
 
+#[test]
+fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
+    let (mut bench, ours) = with_a_foreign_jump();
     bench.sync([Event::Service(key("shop", "web-1"), None)]);
     let saved = bench.kernel.save(FAMILY);
     assert!(saved.contains(&format!(":{ours} ")) && !saved.contains(&format!("-A {ours} ")), "emptied: {saved}");
     assert!(!saved.contains("KUBE-SEP-") && !saved.contains("shop/web-1"), "all else is gone: {saved}");
     assert!(!bench.sync.is_due());
 
-    // Both the running proxy and the next one use the chain again when it is wanted again.
+    // When the rule is gone and somebody looks, so is the chain.
+    let emptied = bench.kernel.save(FAMILY);
+    let mut withdrawn = Transaction::new(FAMILY);
+    withdrawn.ops.push(Op::FlushChain { table: Table::Nat, chain: "USER".into() });
+    bench.kernel.commit(&withdrawn).expect("a flush");
+    bench.sync.drifted(&Touched::everything());
+    bench.sync([]);
+    assert_eq!(
+        bench.kernel.save(FAMILY),
+        emptied.replace(&format!(":{ours} - [0:0]\n"), "").replace(&format!("-A USER -j {ours}\n"), "")
+    );
+}
+
+/// Both the running proxy and the next one use the chain again when it is wanted again.
+#[test]
+fn a_chain_that_had_to_stay_is_used_again() {
+    let (mut bench, ours) = with_a_foreign_jump();
+    bench.sync([Event::Service(key("shop", "web-1"), None)]);
     bench.sync(web(1, 2));
     assert!(bench.kernel.save(FAMILY).contains(&format!("-A {ours} ")));
     bench.sync([Event::Service(key("shop", "web-1"), None)]);
@@ -307,7 +357,7 @@ fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
     let mut applied = Applied::default();
     for block in [with, without] {
         let mut planner = Planner::new(&applied, &LAYOUT, FAMILY);
-        planner.want(Owner::Mode, Some(block));
+        planner.want(&applied, &Owner::Mode, Some(block));
         for mut step in planner.finish() {
             let committed = kernel.commit(&step.take_transaction()).expect("a commit");
             applied.record(step, &committed.handles);

@@ -178,7 +178,7 @@ impl Paced {
         let first = self.last.replace(summary).is_none();
         let failures = std::mem::take(&mut self.failures);
         self.not_before = None;
-        let Summary { services, transactions, operations, bytes } = summary;
+        let Summary { services, transactions, operations, bytes, .. } = summary;
         if first || failures > 0 {
             tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
         } else {

@@ -7,6 +7,7 @@ mod addresses;
 mod contest;
 mod drift;
 mod family;
+mod flows;
 mod ground;
 mod health_ports;
 mod legacy;

@@ -10,12 +10,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::drift;
 use super::family::Paced;
+use super::flows::FlowLoop;
 use super::ground::Ground;
 use super::health_ports::HealthPorts;
 use super::pace::Pace;
 use super::repair::Drift;
 use crate::config::{Config, DetectLocal, Source};
 use crate::model::{Changes, Event, Node, State};
+use crate::netlink::conntrack::Conntrack;
 use crate::netlink::{self, NftKernel};
 use crate::render;
 use crate::serve::http::{Shutdown, fired};
@@ -57,6 +59,7 @@ pub struct RuleLoop {
     drift: Arc<drift::Changes>,
     state: State,
     families: Vec<Paced>,
+    flows: FlowLoop<Conntrack>,
     health_ports: HealthPorts,
     reports: Reports,
     started: Instant,
@@ -77,6 +80,7 @@ impl RuleLoop {
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
+            flows: FlowLoop::new(Conntrack::default(), &ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
             complete: None,
@@ -99,6 +103,7 @@ impl RuleLoop {
         let drift = Arc::clone(&self.drift);
         loop {
             let due = self.due()?;
+            let flows_due = self.flows.due();
             // Not biased: events that never pause must not keep the sync from its turn.
             tokio::select! {
                 () = &mut stopped => return Ok(None),
@@ -107,6 +112,9 @@ impl RuleLoop {
                     None => bail!("the sources of Services and addresses ended"),
                 },
                 () = drift.news() => self.take_drift(),
+                () = sleep_until(flows_due.unwrap_or_else(Instant::now)), if flows_due.is_some() => {
+                    self.flows.run(&self.config.rules, &self.state);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     // What came meanwhile shares this sync.
                     self.take(std::iter::from_fn(|| events.try_recv().ok()).take(super::EVENTS));
@@ -131,6 +139,7 @@ impl RuleLoop {
             return;
         }
         self.health_ports.update(&self.state, &changes);
+        self.flows.note(&self.state, &changes);
         for family in &mut self.families {
             family.note(&changes);
             if self.begun {
@@ -257,7 +266,12 @@ impl RuleLoop {
             let outcome = tokio::task::block_in_place(|| family.run(&mut self.kernel, inputs, &self.pace, reports));
             ran |= outcome.is_some();
             match outcome {
-                Some(Ok(summary)) => sent |= summary.transactions > 0,
+                Some(Ok(summary)) => {
+                    sent |= summary.transactions > 0;
+                    if !family.is_due() {
+                        self.flows.rules_in_force(family.family());
+                    }
+                }
                 Some(Err(error)) => failed = Some((family.family(), family.failures(), error)),
                 None => {}
             }
@@ -268,6 +282,7 @@ impl RuleLoop {
         if self.kernel.take_unheard() {
             self.look_again();
         }
+        self.flows.run(&self.config.rules, &self.state);
         self.tell_health_ports();
         match failed {
             Some((family, failures, error)) if self.config.once && is_final(&error, failures) => {

@@ -88,7 +88,7 @@ impl EndpointSlice {
             }
         };
         Some(Self {
-            service: ObjectKey::new(key.namespace.clone(), service.as_str()),
+            service: ObjectKey::new(key.namespace(), service),
             family,
             ports: parse_ports(object, problems),
             endpoints: parse_endpoints(object, family, problems),
@@ -97,8 +97,14 @@ impl EndpointSlice {
 }
 
 fn parse_ports(object: &api::EndpointSlice, problems: &mut Vec<Problem>) -> Vec<SlicePort> {
-    let ports = object.ports.iter().flatten().enumerate();
-    ports.filter_map(|(i, port)| parse_port(port).map_err(|p| problems.push(p.under(&format!("ports[{i}]")))).ok()).collect()
+    let mut ports = Vec::with_capacity(object.ports.as_ref().map_or(0, Vec::len));
+    for (i, port) in object.ports.iter().flatten().enumerate() {
+        match parse_port(port) {
+            Ok(port) => ports.push(port),
+            Err(problem) => problems.push(problem.under(&format!("ports[{i}]"))),
+        }
+    }
+    ports
 }
 
 fn parse_port(port: &api::EndpointPort) -> Result<SlicePort, Problem> {

@@ -1,16 +1,19 @@
 //! What Services mean for one node: the objects cut down to what rules depend on, the state they make
-//! together, and which endpoints get which traffic.
+//! together, which endpoints get which traffic, and which tracked flows are stale.
 //!
 //! Pure: no clock, socket, log, metric or lock. It knows Kubernetes and no kernel. Sources feed it
 //! [`Event`]s; [`crate::render`] reads [`State`].
 
 pub mod endpoint;
+pub mod flows;
 pub mod node;
 pub mod select;
 pub mod service;
 mod state;
 
+use std::cmp::Ordering;
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 pub use endpoint::{Endpoint, EndpointSlice};
 pub use node::Node;
@@ -18,26 +21,51 @@ pub use service::{Service, ServicePort};
 pub use state::{Changes, Received, State};
 
 /// Namespace and name of an object. Cluster-scoped objects have an empty namespace.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+///
+/// One allocation, shared by all copies: each object's key stands in several maps.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ObjectKey {
-    pub namespace: Box<str>,
-    pub name: Box<str>,
+    /// The namespace, and behind it the name.
+    text: Arc<str>,
+    /// Length of the namespace.
+    split: usize,
 }
 
 impl ObjectKey {
-    pub fn new(namespace: impl Into<Box<str>>, name: impl Into<Box<str>>) -> Self {
-        Self { namespace: namespace.into(), name: name.into() }
+    pub fn new(namespace: &str, name: &str) -> Self {
+        Self { text: format!("{namespace}{name}").into(), split: namespace.len() }
+    }
+
+    pub fn namespace(&self) -> &str {
+        &self.text[..self.split]
+    }
+
+    pub fn name(&self) -> &str {
+        &self.text[self.split..]
+    }
+}
+
+/// By namespace, then by name.
+impl Ord for ObjectKey {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.namespace(), self.name()).cmp(&(other.namespace(), other.name()))
+    }
+}
+
+impl PartialOrd for ObjectKey {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 /// On one line, whatever a file calls its objects: keys stand in log lines.
 impl fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.namespace.is_empty() {
-            write_visible(f, &self.namespace)?;
+        if !self.namespace().is_empty() {
+            write_visible(f, self.namespace())?;
             f.write_char('/')?;
         }
-        write_visible(f, &self.name)
+        write_visible(f, self.name())
     }
 }
 

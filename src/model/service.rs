@@ -91,7 +91,7 @@ impl Service {
     pub fn from_object(object: &api::Service) -> Parsed<Self> {
         let key = super::key_of(&object.metadata);
         let mut problems = Vec::new();
-        let named = [("metadata.namespace", &key.namespace), ("metadata.name", &key.name)];
+        let named = [("metadata.namespace", key.namespace()), ("metadata.name", key.name())];
         let value = match named.iter().find_map(|(field, name)| bad_name(field, name)) {
             _ if !Self::is_for_us(object) => None,
             Some(problem) => {
@@ -245,7 +245,7 @@ fn source_ranges(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> PerFam
 /// Of two ports with one name and protocol the later counts: names of chains are made of these, so there
 /// can be only one.
 fn parse_ports(spec: &api::ServiceSpec, problems: &mut Vec<Problem>) -> Vec<PortSpec> {
-    let mut found = Vec::<PortSpec>::new();
+    let mut found = Vec::<PortSpec>::with_capacity(spec.ports.as_ref().map_or(0, Vec::len));
     for (i, port) in spec.ports.iter().flatten().enumerate() {
         let place = || format!("spec.ports[{i}]");
         match parse_port(port) {

@@ -1,15 +1,15 @@
 //! Everything that is wanted, as the sources told it, and what a change of it touches.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::endpoint::{Endpoint, EndpointSlice, SliceEndpoint};
 use super::node::Node;
 use super::select::Place;
-use super::service::{Service, ServicePort};
+use super::service::{PortSpec, Service, ServicePort};
 use super::{Event, ObjectKey};
-use crate::net::{Family, PerFamily};
+use crate::net::{Family, PerFamily, Protocol};
 
 /// Above this many endpoints, counted over the service ports of one family, rules lose the comments
 /// that make them twice as large (kube-proxy's `largeClusterEndpointsThreshold`).
@@ -19,16 +19,22 @@ const LARGE_CLUSTER_ENDPOINTS: usize = 1000;
 #[derive(Debug)]
 pub struct State {
     node_name: Arc<str>,
-    services: BTreeMap<ObjectKey, Service>,
-    slices: HashMap<ObjectKey, EndpointSlice>,
-    /// Names of a Service's slices, in the Service's namespace.
-    slices_of: HashMap<ObjectKey, BTreeSet<Box<str>>>,
+    services: BTreeMap<ObjectKey, Known>,
+    slices: BTreeMap<ObjectKey, EndpointSlice>,
+    /// Each Service with each of its slices.
+    slices_of: BTreeSet<(ObjectKey, ObjectKey)>,
     node: Option<Node>,
     addresses: BTreeSet<IpAddr>,
-    /// Endpoints of each Service, counted over its ports.
-    endpoint_counts: HashMap<ObjectKey, PerFamily<usize>>,
+    /// Endpoints of all Services, counted over their ports.
     endpoint_totals: PerFamily<usize>,
     received: Received,
+}
+
+/// A Service, and its part of the endpoint totals.
+#[derive(Debug)]
+struct Known {
+    service: Service,
+    endpoints: PerFamily<usize>,
 }
 
 /// Of which kinds a complete list has come.
@@ -71,11 +77,10 @@ impl State {
         Self {
             node_name: node_name.into(),
             services: BTreeMap::new(),
-            slices: HashMap::new(),
-            slices_of: HashMap::new(),
+            slices: BTreeMap::new(),
+            slices_of: BTreeSet::new(),
             node: None,
             addresses: BTreeSet::new(),
-            endpoint_counts: HashMap::new(),
             endpoint_totals: PerFamily::default(),
             received: Received::default(),
         }
@@ -120,11 +125,11 @@ impl State {
     }
 
     pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &Service)> {
-        self.services.iter()
+        self.services.iter().map(|(key, known)| (key, &known.service))
     }
 
     pub fn service(&self, key: &ObjectKey) -> Option<&Service> {
-        self.services.get(key)
+        self.services.get(key).map(|known| &known.service)
     }
 
     pub fn is_large_cluster(&self, family: Family) -> bool {
@@ -137,21 +142,29 @@ impl State {
     /// Where two slices name the same `address:port`, the later one (by slice name) counts, unless it is
     /// terminating: a pod that reuses the address of one on its way out is the one that serves.
     pub fn endpoints(&self, service: &ObjectKey, port: &ServicePort, family: Family) -> Vec<Endpoint> {
-        let mut found: HashMap<SocketAddr, Endpoint> = HashMap::new();
-        for slice in self.slices_of(service).filter(|s| s.family == family) {
-            let ports = slice.ports.iter().filter(|p| p.name == port.port_name && p.protocol == port.protocol);
-            for number in ports.map(|p| p.port) {
-                for endpoint in &slice.endpoints {
-                    let address = SocketAddr::new(endpoint.address, number);
-                    if !(endpoint.conditions.terminating && found.contains_key(&address)) {
-                        found.insert(address, self.endpoint(endpoint, address));
-                    }
-                }
-            }
-        }
-        let mut endpoints: Vec<_> = found.into_values().collect();
+        let mut found: Vec<_> = self.candidates(service, (&port.port_name, port.protocol), family).collect();
+        found.sort_by_key(|(address, _)| *address);
+        let one = |same: &[(SocketAddr, &SliceEndpoint)]| {
+            let serving = same.iter().rev().find(|(_, endpoint)| !endpoint.conditions.terminating);
+            let (address, endpoint) = *serving.unwrap_or(&same[0]);
+            self.endpoint(endpoint, address)
+        };
+        let mut endpoints: Vec<_> = found.chunk_by(|(a, _), (b, _)| a == b).map(one).collect();
         endpoints.sort_by_cached_key(|e| e.address.to_string());
         endpoints
+    }
+
+    /// What the slices of a Service say of one of its ports, slice by slice.
+    fn candidates<'a>(
+        &'a self,
+        service: &'a ObjectKey,
+        (name, protocol): (&'a str, Protocol),
+        family: Family,
+    ) -> impl Iterator<Item = (SocketAddr, &'a SliceEndpoint)> {
+        self.slices_of(service).filter(move |s| s.family == family).flat_map(move |slice| {
+            let ports = slice.ports.iter().filter(move |p| *p.name == *name && p.protocol == protocol);
+            ports.flat_map(|port| slice.endpoints.iter().map(|e| (SocketAddr::new(e.address, port.port), e)))
+        })
     }
 
     /// How many addresses on this node are ready for any port of the Service: what its health check
@@ -173,77 +186,82 @@ impl State {
         endpoint.node_name.as_deref() == Some(&*self.node_name)
     }
 
-    fn slices_of(&self, service: &ObjectKey) -> impl Iterator<Item = &EndpointSlice> {
-        let names = self.slices_of.get(service).into_iter().flatten();
-        names.filter_map(|name| self.slices.get(&ObjectKey::new(service.namespace.clone(), name.clone())))
+    fn slices_of<'a>(&'a self, service: &'a ObjectKey) -> impl Iterator<Item = &'a EndpointSlice> {
+        let first = (service.clone(), ObjectKey::default());
+        let keys = self.slices_of.range(first..).take_while(move |(of, _)| of == service);
+        keys.filter_map(|(_, key)| self.slices.get(key))
     }
 
     fn set_service(&mut self, key: ObjectKey, service: Option<Service>, changes: &mut Changes) {
-        if self.services.get(&key) == service.as_ref() {
+        if self.service(&key) == service.as_ref() {
             return;
         }
-        match service {
-            Some(service) => drop(self.services.insert(key.clone(), service)),
-            None => drop(self.services.remove(&key)),
-        }
+        let before = match service {
+            Some(service) => self.services.insert(key.clone(), Known::new(service)),
+            None => self.services.remove(&key),
+        };
+        subtract(&mut self.endpoint_totals, before.map(|known| known.endpoints).unwrap_or_default());
         changes.services.insert(key);
     }
 
     fn set_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, changes: &mut Changes) {
+        let slice = slice.map(|slice| self.without_other_nodes(slice));
         if self.slices.get(&key) == slice.as_ref() {
             return;
         }
         if let Some(before) = self.slices.remove(&key) {
-            self.unlink(&before.service, &key.name);
+            self.slices_of.remove(&(before.service.clone(), key.clone()));
             changes.services.insert(before.service);
         }
         if let Some(slice) = slice {
             changes.services.insert(slice.service.clone());
-            self.slices_of.entry(slice.service.clone()).or_default().insert(key.name.clone());
+            self.slices_of.insert((slice.service.clone(), key.clone()));
             self.slices.insert(key, slice);
         }
     }
 
-    fn unlink(&mut self, service: &ObjectKey, slice: &str) {
-        if let Some(names) = self.slices_of.get_mut(service) {
-            names.remove(slice);
-            if names.is_empty() {
-                self.slices_of.remove(service);
-            }
+    /// Of the names of nodes only our own is kept: where else an endpoint runs changes nothing.
+    fn without_other_nodes(&self, mut slice: EndpointSlice) -> EndpointSlice {
+        for endpoint in &mut slice.endpoints {
+            endpoint.node_name = self.is_local(endpoint).then(|| Arc::clone(&self.node_name));
         }
+        slice
     }
 
     /// A deleted Node leaves its last facts in force, as kube-proxy does: rules must not change because
     /// a node object was removed while its pods still run.
     fn set_node(&mut self, key: &ObjectKey, node: Option<Node>, changes: &mut Changes) {
-        if *key.name == *self.node_name && node.is_some() && self.node != node {
+        if *key.name() == *self.node_name && node.is_some() && self.node != node {
             self.node = node;
             changes.global = true;
         }
     }
 
+    /// Built anew, a map takes little more than half the memory of one that grew.
     fn replace_services(&mut self, all: Vec<(ObjectKey, Service)>, changes: &mut Changes) {
         self.received.services = true;
-        let all: BTreeMap<_, _> = all.into_iter().collect();
-        let gone: Vec<_> = self.services.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.set_service(key, None, changes);
+        let all = all.into_iter().map(|(key, service)| (key, Known::new(service))).collect();
+        let before = std::mem::replace(&mut self.services, all);
+        let changed = different(&before, &self.services, |a, b| a.service == b.service);
+        self.endpoint_totals = PerFamily::default();
+        for (key, known) in before {
+            if let Some(now) = self.services.get_mut(&key).filter(|_| !changed.contains(&key)) {
+                now.endpoints = known.endpoints;
+                add(&mut self.endpoint_totals, known.endpoints);
+            }
         }
-        for (key, service) in all {
-            self.set_service(key, Some(service), changes);
-        }
+        changes.services.extend(changed);
     }
 
     fn replace_slices(&mut self, all: Vec<(ObjectKey, EndpointSlice)>, changes: &mut Changes) {
         self.received.slices = true;
-        let all: HashMap<_, _> = all.into_iter().collect();
-        let gone: Vec<_> = self.slices.keys().filter(|key| !all.contains_key(*key)).cloned().collect();
-        for key in gone {
-            self.set_slice(key, None, changes);
+        let all = all.into_iter().map(|(key, slice)| (key, self.without_other_nodes(slice))).collect();
+        let before = std::mem::replace(&mut self.slices, all);
+        for key in different(&before, &self.slices, |a, b| a == b) {
+            let slices = [before.get(&key), self.slices.get(&key)];
+            changes.services.extend(slices.into_iter().flatten().map(|slice| slice.service.clone()));
         }
-        for (key, slice) in all {
-            self.set_slice(key, Some(slice), changes);
-        }
+        self.slices_of = self.slices.iter().map(|(key, slice)| (slice.service.clone(), key.clone())).collect();
     }
 
     fn replace_nodes(&mut self, all: Vec<(ObjectKey, Node)>, changes: &mut Changes) {
@@ -262,20 +280,46 @@ impl State {
 
     /// Brings the endpoint totals up to date for one Service.
     fn recount(&mut self, key: &ObjectKey) {
-        let count = self.services.get(key).map(|service| PerFamily::from_fn(|family| self.count(key, service, family)));
-        let before = match count {
-            Some(count) => self.endpoint_counts.insert(key.clone(), count),
-            None => self.endpoint_counts.remove(key),
-        };
-        for family in Family::ALL {
-            self.endpoint_totals[family] += count.map_or(0, |c| c[family]);
-            self.endpoint_totals[family] -= before.map_or(0, |c| c[family]);
+        let Some(service) = self.service(key) else { return };
+        let now = PerFamily::from_fn(|family| self.count(key, service, family));
+        if let Some(known) = self.services.get_mut(key) {
+            let before = std::mem::replace(&mut known.endpoints, now);
+            add(&mut self.endpoint_totals, now);
+            subtract(&mut self.endpoint_totals, before);
         }
     }
 
     fn count(&self, key: &ObjectKey, service: &Service, family: Family) -> usize {
-        service.ports_of(key, family).map(|port| self.endpoints(key, &port, family).len()).sum()
+        let ports = if service.families[family].is_some() { service.ports.as_slice() } else { &[] };
+        let count = |port: &PortSpec| {
+            let mut addresses: Vec<_> = self.candidates(key, (&port.name, port.protocol), family).map(|(a, _)| a).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            addresses.len()
+        };
+        ports.iter().map(count).sum()
     }
+}
+
+impl Known {
+    fn new(service: Service) -> Self {
+        Self { service, endpoints: PerFamily::default() }
+    }
+}
+
+fn add(total: &mut PerFamily<usize>, part: PerFamily<usize>) {
+    Family::ALL.into_iter().for_each(|family| total[family] += part[family]);
+}
+
+fn subtract(total: &mut PerFamily<usize>, part: PerFamily<usize>) {
+    Family::ALL.into_iter().for_each(|family| total[family] -= part[family]);
+}
+
+/// The keys that only one of two maps has, or that have another value in each.
+fn different<V>(a: &BTreeMap<ObjectKey, V>, b: &BTreeMap<ObjectKey, V>, same: impl Fn(&V, &V) -> bool) -> BTreeSet<ObjectKey> {
+    let lost = a.keys().filter(|key| !b.contains_key(*key));
+    let new = b.iter().filter(|(key, value)| !a.get(*key).is_some_and(|before| same(before, value))).map(|(key, _)| key);
+    lost.chain(new).cloned().collect()
 }
 
 #[cfg(test)]
@@ -406,7 +450,7 @@ mod tests {
         assert!(state.apply(Event::Slice(key("z"), Some(one))).global, "now large: all rules change");
         assert!(state.is_large_cluster(Family::Ipv4) && !state.is_large_cluster(Family::Ipv6));
         assert!(state.apply(Event::Services(vec![])).global);
-        assert_eq!((state.endpoint_totals.v4, state.endpoint_counts.len()), (0, 0));
+        assert_eq!(state.endpoint_totals, PerFamily::default());
     }
 
     #[test]

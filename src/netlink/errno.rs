@@ -13,6 +13,7 @@ impl Errno {
     pub const ENOENT: Self = Self(2);
     pub const EINTR: Self = Self(4);
     pub const EAGAIN: Self = Self(11);
+    pub const ENOMEM: Self = Self(12);
     pub const EBUSY: Self = Self(16);
     pub const EEXIST: Self = Self(17);
     pub const EINVAL: Self = Self(22);

@@ -38,6 +38,8 @@ pub enum Step {
     ReadAddresses,
     MakeCounter,
     ReadCounter,
+    ReadFlows,
+    DeleteFlows,
 }
 
 impl fmt::Display for Step {
@@ -57,6 +59,8 @@ impl fmt::Display for Step {
             Self::ReadAddresses => "read the addresses of the interfaces",
             Self::MakeCounter => "make an nfacct counter",
             Self::ReadCounter => "read an nfacct counter",
+            Self::ReadFlows => "read the tracked flows",
+            Self::DeleteFlows => "delete stale tracked flows",
         })
     }
 }

@@ -1,8 +1,9 @@
 //! The kernel, by netlink: sockets, the attribute codec, `nf_tables` messages with xt compatibility
-//! payloads, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
+//! payloads, tracked flows, and what else a mode needs of it. It knows [`crate::ruleset`] and no Kubernetes.
 
 pub mod address;
 mod attr;
+pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
@@ -12,7 +13,7 @@ mod socket;
 
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
-pub use nft::{Committer, Ears, ForeignChange, NftKernel, RuleMonitor};
+pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};
 
 use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};
@@ -26,6 +27,14 @@ pub trait Kernel {
     /// Fails with [`Error::Interrupted`] when somebody changed rules meanwhile, of whatever table: all has
     /// been visited then, each chain in itself as it was at one moment, but not all at the same moment.
     fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error>;
+
+    /// Reads single chains in the same way: of one that does not exist there is nothing to tell.
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error>;
 
     /// Applies a transaction, whole or not at all.
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error>;

@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use crate::config::{DetectLocal, NodePortAddresses, RuleConfig};
+use crate::model::flows::OwnAddresses;
 use crate::model::{Node, ObjectKey, State};
 use crate::net::Family;
 use crate::ruleset::{Block, InterfaceMatch, Layout, Negatable, Owner, Rule};
@@ -200,4 +201,17 @@ pub fn node_port_addresses(config: &RuleConfig, state: &State, families: &[Famil
         (NodePorts::Any, Family::Ipv6) => vec![Ipv6Addr::UNSPECIFIED.into()],
     };
     Some(families.into_iter().flat_map(of_family).collect())
+}
+
+/// The node's addresses on which the rules of one family serve node ports, spelled out.
+pub fn own_addresses(config: &RuleConfig, state: &State, family: Family) -> OwnAddresses {
+    let (ports, covers_loopback) = node_ports(config, state, family);
+    let loopback = config.localhost_node_ports && family == Family::Ipv4 && covers_loopback;
+    let any = ports == NodePorts::Any;
+    let addresses: Vec<_> = match ports {
+        NodePorts::Any => state.addresses().filter(|&address| Family::of(address) == family).collect(),
+        NodePorts::Only(addresses) => addresses,
+    };
+    let usable = addresses.into_iter().filter(|address| loopback || !address.is_loopback());
+    OwnAddresses { addresses: usable.collect(), loopback: loopback && any }
 }

@@ -4,20 +4,20 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use super::applied::{Applied, AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::block::{Block, Digest, Group, Kind, Layout, Owner, Side};
-use super::diff::{Applied, AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::rule::{ChainName, Rule, Table};
 use super::transaction::Handle;
 
 /// What was found in the tables of one family, as far as it can matter to a mode.
 #[derive(Debug)]
 pub struct Found {
-    layout: &'static Layout,
+    pub(super) layout: &'static Layout,
     tables: BTreeSet<Table>,
     /// Chains that may be complete in themselves, with the fingerprint of their rules.
-    chains: HashMap<ChainKey, AppliedChain>,
+    pub(super) chains: HashMap<ChainKey, AppliedChain>,
     /// Rules of shared chains, in their order.
-    shared: HashMap<ChainKey, Vec<(Digest, Handle)>>,
+    pub(super) shared: HashMap<ChainKey, Vec<(Digest, Handle)>>,
 }
 
 impl Found {
@@ -56,7 +56,7 @@ impl Found {
 
     /// The tables that have all their built-in chains. iptables makes each when the first rule goes into it, so a
     /// table that others made may lack some: it counts as missing, to be completed.
-    fn complete_tables(&self) -> BTreeSet<Table> {
+    pub(super) fn complete_tables(&self) -> BTreeSet<Table> {
         let has = |table: Table, chain: &str| self.shared.contains_key(&(table, chain.into()));
         let complete = |table: &Table| table.builtin_chains().iter().all(|chain| has(*table, chain));
         self.tables.iter().copied().filter(complete).collect()

@@ -5,18 +5,23 @@
 //! messages and messages into these values; above it [`crate::render`], which makes them.
 
 mod adopt;
+mod applied;
 mod block;
 mod diff;
+mod refresh;
 mod rule;
+mod step;
 pub mod text;
 mod touched;
 mod transaction;
 
 pub use adopt::{Adoption, Found};
+pub use applied::Applied;
 pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side};
-pub use diff::{Applied, Planner, Step};
+pub use diff::Planner;
 pub use rule::{
     AddrType, ChainName, Comment, CtStates, InterfaceMatch, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target,
 };
+pub use step::Step;
 pub use touched::Touched;
 pub use transaction::{Handle, Op, Place, Transaction};

@@ -33,6 +33,10 @@ impl Touched {
         self.chains.iter()
     }
 
+    pub fn contains(&self, chain: &(Table, ChainName)) -> bool {
+        self.everything || self.chains.contains(chain)
+    }
+
     pub fn add(&mut self, table: Table, chain: ChainName) {
         if !self.everything {
             self.chains.insert((table, chain));

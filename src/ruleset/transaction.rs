@@ -65,6 +65,18 @@ impl Op {
             | Self::DeleteChain { table, .. } => *table,
         }
     }
+
+    /// The chain it makes, changes or removes.
+    pub fn chain(&self) -> Option<&ChainName> {
+        match self {
+            Self::AddTable(_) => None,
+            Self::AddChain { chain, .. }
+            | Self::FlushChain { chain, .. }
+            | Self::AddRule { chain, .. }
+            | Self::DeleteRule { chain, .. }
+            | Self::DeleteChain { chain, .. } => Some(chain),
+        }
+    }
 }
 
 /// Operations of one family, applied together.

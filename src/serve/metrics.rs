@@ -127,6 +127,7 @@ struct Kernel {
     operations: Counters<ByFamily>,
     bytes: Counters<ByFamily>,
     errors: Counters<ByErrno>,
+    left_out: Counts<ByFamily>,
     conntrack_duration: Durations,
     conntrack_deleted: Counters<ByFamily>,
 }
@@ -250,6 +251,11 @@ impl Metrics {
     /// The kernel answered with an error.
     pub fn netlink_failed(&self, errno: i32) {
         self.kernel.errors.get_or_create(&ByErrno { errno: NetlinkError::from_errno(errno) }).inc();
+    }
+
+    /// Services whose rules the kernel refuses, and that are left out.
+    pub fn services_left_out(&self, family: Family, count: u64) {
+        self.kernel.left_out.get_or_create(&label(family)).set(count);
     }
 
     /// An event came from the source.
@@ -409,6 +415,7 @@ impl Kernel {
             operations: ours(registry, "operations", "Operations in the transactions sent to the kernel"),
             bytes: ours(registry, "transaction_bytes", "Bytes of the transactions sent to the kernel"),
             errors: ours(registry, "netlink_errors", "Errors the kernel answered with"),
+            left_out: ours(registry, "services_left_out", "Services whose rules the kernel refuses"),
             conntrack_duration: theirs(registry, "conntrack_reconciler_sync_duration_seconds", duration, histogram),
             conntrack_deleted: theirs(registry, "conntrack_reconciler_deleted_entries", deleted, counters),
         }

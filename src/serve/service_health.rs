@@ -264,7 +264,7 @@ impl Port {
 }
 
 fn answer(service: &ObjectKey, local_endpoints: usize, service_proxy_healthy: bool) -> Response {
-    let service = ServiceName { namespace: &service.namespace, name: &service.name };
+    let service = ServiceName { namespace: service.namespace(), name: service.name() };
     let mut body = Vec::new();
     let tabs = serde_json::ser::PrettyFormatter::with_indent(b"\t");
     Body { service, local_endpoints, service_proxy_healthy }

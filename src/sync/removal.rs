@@ -22,13 +22,18 @@ pub(super) fn commit(sender: &mut Sender<'_>, removal: &Transaction) -> Result<V
     let rest = Transaction { family: removal.family, ops: busy.iter().map(|&op| removal.ops[op].clone()).collect() };
     let held = match sender.send(&rest) {
         Ok(_) => return Ok(Vec::new()),
-        Err(Error::Refused(refusals)) => busy_chains(&rest, refusals)?,
+        Err(Error::Refused(refusals)) => busy_chains(&rest, refusals).map_err(overtaken)?,
         Err(error) => return Err(error),
     };
     let (held, free): (Vec<_>, Vec<_>) = rest.ops.into_iter().enumerate().partition(|(op, _)| held.contains(op));
     let free = Transaction { family: removal.family, ops: free.into_iter().map(|(_, op)| op).collect() };
-    sender.send(&free)?;
+    sender.send(&free).map_err(overtaken)?;
     Ok(held.into_iter().filter_map(|(_, op)| deleted_chain(op)).inspect(warn).collect())
+}
+
+/// A refusal half-way: somebody changed the rules since the first answer. What stands now has to be read.
+fn overtaken(error: Error) -> Error {
+    if matches!(error, Error::Refused(_)) { Error::Interrupted } else { error }
 }
 
 /// The refused operations, if each of them is a chain that something still leads to.

@@ -2,11 +2,14 @@
 //! built `sluice` running in one of them. Knows nothing of the code under test but its binary.
 #![allow(dead_code, reason = "each test crate uses the part it needs")]
 
+pub mod crowd;
+pub mod golden;
 pub mod lab;
 pub mod netns;
 pub mod node;
 pub mod objects;
 pub mod proxy;
+pub mod random;
 pub mod traffic;
 
 use std::fs;

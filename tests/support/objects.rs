@@ -139,13 +139,17 @@ impl Service {
 /// # Panics
 /// When it cannot be written.
 pub fn write_manifest(path: &Path, services: &[Service]) {
-    let nodes = [Node::A, Node::B].map(node_object);
-    let services = services.iter().flat_map(|service| std::iter::once(service.object()).chain(service.slices()));
-    let items: Vec<Value> = nodes.into_iter().chain(services).collect();
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": items(services)});
     let draft = path.with_extension("draft");
     fs::write(&draft, format!("{list:#}\n")).expect("to write a manifest");
     fs::rename(&draft, path).expect("to put the manifest in place");
+}
+
+/// The lab's nodes and these Services as objects.
+pub fn items(services: &[Service]) -> Vec<Value> {
+    let nodes = [Node::A, Node::B].map(node_object);
+    let services = services.iter().flat_map(|service| std::iter::once(service.object()).chain(service.slices()));
+    nodes.into_iter().chain(services).collect()
 }
 
 fn policy(local: bool) -> &'static str {

@@ -4,6 +4,7 @@
 //! Not imitated: nfacct objects are taken to exist, and addresses, list names and chain names to be well
 //! formed. It stands for Linux 6.18.
 
+pub mod flows;
 mod table;
 mod validate;
 
@@ -20,11 +21,31 @@ use table::FakeTable;
 #[derive(Debug, Default)]
 pub struct FakeKernel {
     commits: usize,
-    failing_commit: Option<Error>,
+    failing_commit: Option<(Failing, Error)>,
+    /// How many commits go well before that one.
+    good_before: usize,
     failing_read: Option<Error>,
+    disliked: Option<Disliked>,
     ops: usize,
     /// In the order they were made, as the kernel keeps and validates them.
     tables: PerFamily<Vec<FakeTable>>,
+}
+
+/// What becomes of a commit that fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failing {
+    Undone,
+    /// It is applied all the same, and only the answer is bad.
+    Applied,
+}
+
+/// Rules that are refused: those whose text contains this.
+#[derive(Debug)]
+struct Disliked {
+    text: String,
+    errno: Errno,
+    /// Is it said which operation is meant?
+    named: bool,
 }
 
 impl FakeKernel {
@@ -44,7 +65,41 @@ impl FakeKernel {
 
     /// Lets the next commit fail so, applying nothing.
     pub fn fail_next_commit(&mut self, error: Error) {
-        self.failing_commit = Some(error);
+        self.failing_commit = Some((Failing::Undone, error));
+    }
+
+    /// The same after so many that go well.
+    pub fn fail_commit_after(&mut self, good: usize, error: Error) {
+        self.fail_next_commit(error);
+        self.good_before = good;
+    }
+
+    /// Lets the next commit be applied and its answer be this error.
+    pub fn lose_next_answer(&mut self, error: Error) {
+        self.failing_commit = Some((Failing::Applied, error));
+    }
+
+    /// Refuses every rule whose text contains `text`, as a kernel that lacks an extension does; with `named` it says
+    /// which operation it means.
+    pub fn dislike(&mut self, text: &str, errno: Errno, named: bool) {
+        self.disliked = Some(Disliked { text: text.to_owned(), errno, named });
+    }
+
+    /// Takes every rule again.
+    pub fn like_everything(&mut self) {
+        self.disliked = None;
+    }
+
+    fn refusals_of_disliked(&self, transaction: &Transaction) -> Result<(), Error> {
+        let Some(Disliked { text, errno, named }) = &self.disliked else { return Ok(()) };
+        let is_disliked = |op: &Op| matches!(op, Op::AddRule { rule, .. } if RuleText(rule).to_string().contains(text));
+        let bad = transaction.ops.iter().enumerate().filter(|(_, op)| is_disliked(op));
+        let refusals: Vec<_> = bad.map(|(index, op)| Refusal { op: index, errno: *errno, text: op.to_string() }).collect();
+        match (refusals.is_empty(), named) {
+            (true, _) => Ok(()),
+            (false, true) => Err(Error::Refused(refusals)),
+            (false, false) => Err(Error::RefusedWhole { errno: *errno, said: None }),
+        }
     }
 
     /// Lets the next reading fail so: after all was visited with [`Error::Interrupted`], else at once.
@@ -56,6 +111,11 @@ impl FakeKernel {
     /// there is no such chain.
     pub fn add_foreign_rule(&mut self, family: Family, table: Table, chain: &ChainName) -> Option<Handle> {
         self.tables[family].iter_mut().find(|t| t.name == table)?.add_foreign_rule(chain)
+    }
+
+    /// Takes a table away with all that is in it, as `nft delete table` does.
+    pub fn forget(&mut self, family: Family, table: Table) {
+        self.tables[family].retain(|t| t.name != table);
     }
 
     /// The rules of a family as `iptables-save` prints them, without its comment lines: tables in the order
@@ -106,13 +166,39 @@ impl Kernel for FakeKernel {
         late
     }
 
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        if let Some(error) = self.failing_read.take().filter(|error| !matches!(error, Error::Interrupted)) {
+            return Err(error);
+        }
+        for (table, name) in chains {
+            let found = self.tables[family].iter().find(|t| t.name == *table).and_then(|t| t.chains.get(name));
+            let Some(chain) = found else { continue };
+            visit(Seen::Chain { table: *table, chain: name.clone() });
+            for slot in &chain.rules {
+                let rule = slot.rule.as_deref().cloned();
+                visit(Seen::Rule { table: *table, chain: name.clone(), handle: slot.handle, rule });
+            }
+        }
+        Ok(())
+    }
+
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
         if transaction.is_empty() {
             return Ok(Committed::default());
         }
-        if let Some(error) = self.failing_commit.take() {
-            return Err(error);
-        }
+        let its_turn = self.good_before == 0;
+        self.good_before = self.good_before.saturating_sub(1);
+        let late = match self.failing_commit.take_if(|_| its_turn) {
+            Some((Failing::Undone, error)) => return Err(error),
+            Some((Failing::Applied, error)) => Some(error),
+            None => None,
+        };
+        self.refusals_of_disliked(transaction)?;
         let tables = &mut self.tables[transaction.family];
         let mut after = tables.clone();
         let mut tried = try_ops(&mut after, transaction, &[]);
@@ -136,7 +222,7 @@ impl Kernel for FakeKernel {
         self.commits += 1;
         self.ops += transaction.len();
         // Nothing is encoded here, so nothing has a length.
-        Ok(Committed { handles: tried.handles, bytes: 0 })
+        late.map_or(Ok(Committed { handles: tried.handles, bytes: 0 }), Err)
     }
 }
 

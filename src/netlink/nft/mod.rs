@@ -1,6 +1,7 @@
 //! The kernel's `nf_tables`, spoken to in its own messages: rules as iptables-nft writes them, whole
 //! transactions in one send, and rules read back as values.
 
+mod ahead;
 mod batch;
 mod commit;
 mod decode;
@@ -13,6 +14,7 @@ mod read;
 mod wire;
 mod xt;
 
+pub use ahead::Encoded;
 pub use monitor::{Committer, Ears, ForeignChange, RuleMonitor};
 
 use std::time::Duration;
@@ -123,20 +125,23 @@ impl NftKernel {
         outcome
     }
 
-    /// The number of the rules' generation: each commit of anybody raises it.
-    fn generation(&mut self) -> Result<u32, Error> {
+    /// The number of the rules' generation: each commit of anybody raises it, whatever table it is about.
+    pub fn generation(&mut self) -> Result<u32, Error> {
         let request = self.request(kind::GET_GENERATION, 0, 0, |_| {});
         let step = Step::ReadGeneration;
+        let id = |message: &Message<'_>| message.attributes(NFGENMSG).get(NFTA_GEN_ID).and_then(|a| a.be32());
+        self.ask(step, &request, kind::NEW_GENERATION, id)?.ok_or(Error::at(step, Errno::EINVAL))
+    }
+
+    /// Asks for one thing, and gives what `take` makes of the answer of the kind `answer`.
+    fn ask<T>(&mut self, step: Step, request: &Writer, answer: u16, take: impl Fn(&Message<'_>) -> T) -> Result<T, Error> {
         self.socket.send(request.as_bytes())?;
         loop {
             let Some(datagram) = self.socket.receive(PATIENCE)? else { return Err(no_answer(step)) };
             for message in Messages(datagram).filter(|m| m.head.sequence == self.sequence) {
                 match message.head.kind {
                     NLMSG_ERROR => return Err(kernel_error(step, &message)),
-                    kind::NEW_GENERATION => {
-                        let id = message.attributes(NFGENMSG).get(NFTA_GEN_ID).and_then(|a| a.be32());
-                        return id.ok_or(Error::at(step, Errno::EINVAL));
-                    }
+                    kind if kind == answer => return Ok(take(&message)),
                     _ => {}
                 }
             }
@@ -191,6 +196,15 @@ impl Kernel for NftKernel {
         let generation = self.read_rules(family, visit)?;
         self.undisturbed.read(family, generation);
         Ok(())
+    }
+
+    fn read_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        self.read_named_chains(family, chains, visit)
     }
 
     fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {

@@ -34,6 +34,35 @@ impl NftKernel {
         if self.generation()? == before { Ok(before) } else { Err(Error::Interrupted) }
     }
 
+    pub(super) fn read_named_chains(
+        &mut self,
+        family: Family,
+        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
+        visit: &mut dyn FnMut(Seen),
+    ) -> Result<(), Error> {
+        let mut names = Names::default();
+        for (table, chain) in chains {
+            if self.chain_exists((family, *table), chain)? {
+                visit(Seen::Chain { table: *table, chain: chain.clone() });
+                let seen = consistent(Step::ReadRules, || self.read_chain_rules((family, *table), chain, &mut names))?;
+                seen.into_iter().for_each(&mut *visit);
+            }
+        }
+        Ok(())
+    }
+
+    fn chain_exists(&mut self, (family, table): (Family, Table), chain: &ChainName) -> Result<bool, Error> {
+        let request = self.request(kind::GET_CHAIN, 0, family_number(family), |w| {
+            w.text(NFTA_CHAIN_TABLE, table.as_str());
+            w.text(NFTA_CHAIN_NAME, chain.as_str());
+        });
+        match self.ask(Step::ReadChains, &request, kind::NEW_CHAIN, |_| ()) {
+            Ok(()) => Ok(true),
+            Err(Error::Failed { errno: Errno::ENOENT, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     fn read_tables(&mut self, family: Family) -> Result<Vec<Table>, Error> {
         let mut tables = Vec::new();
         let request = self.request(kind::GET_TABLE, flag::DUMP, family_number(family), |_| {});
@@ -43,7 +72,7 @@ impl NftKernel {
         Ok(tables)
     }
 
-    fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
+    pub(super) fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
         let mut chains = Vec::new();
         let request = self.request(kind::GET_CHAIN, flag::DUMP, family_number(family), |_| {});
         self.dump(Step::ReadChains, &request, &mut |message| {

@@ -1,0 +1,227 @@
+//! One sync under way: work is planned and committed, and when the kernel refuses it, taken apart until the Service
+//! that it will not have is alone.
+//!
+//! A refusal has two causes. Either somebody changed what we remember: then the chains it is about are read again, and
+//! the plan is made anew. Or the rules themselves are not to the kernel's liking: then the Service they belong to is left
+//! out with what it had before, and the others go on without it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::sender::{Failure, Sender};
+use super::{Known, LeftOut, Programmed};
+use crate::model::ObjectKey;
+use crate::netlink::{Errno, Error};
+use crate::render::{self, Context};
+use crate::ruleset::{Applied, Layout, Owner, Planner};
+
+/// So many refusals in one sync are no longer about single Services, or somebody changes rules faster than we do.
+const MAX_REFUSALS: usize = 64;
+
+/// A part of what is to be done.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    /// The mode's own rules.
+    pub mode: bool,
+    /// Owners that are to have nothing any more.
+    pub gone: BTreeSet<Owner>,
+    /// What belongs to nobody.
+    pub leftovers: bool,
+    pub services: BTreeSet<ObjectKey>,
+}
+
+impl Work {
+    /// Two parts to be tried one after the other; the whole again where it cannot be divided. What nobody wants goes
+    /// last: a Service may come to want it.
+    fn divided(mut self) -> Result<[Self; 2], Self> {
+        if self.services.is_empty() {
+            return Err(self);
+        }
+        if self.mode || !self.gone.is_empty() {
+            let (leftovers, services) = (self.leftovers, std::mem::take(&mut self.services));
+            return Ok([Self { leftovers: false, ..self }, Self { leftovers, services, ..Self::default() }]);
+        }
+        let middle = self.services.iter().nth(self.services.len() / 2).cloned();
+        match middle.filter(|_| self.services.len() > 1) {
+            Some(middle) => {
+                let second = self.services.split_off(&middle);
+                Ok([Self { leftovers: false, ..self }, Self { services: second, leftovers: self.leftovers, ..Self::default() }])
+            }
+            None => Err(self),
+        }
+    }
+}
+
+pub(super) struct Run<'a, 'k> {
+    pub sender: Sender<'k>,
+    pub context: &'a Context<'a>,
+    pub layout: &'static Layout,
+    pub applied: Applied,
+    pub adopted: bool,
+    /// What stood there for each Service before.
+    pub before: &'a HashMap<ObjectKey, Programmed>,
+    pub planned: HashMap<ObjectKey, Programmed>,
+    pub left_out: BTreeMap<ObjectKey, LeftOut>,
+    /// Services that were refused once already: what is refused for a passing reason is not refused twice.
+    suspects: BTreeSet<ObjectKey>,
+    refusals: usize,
+}
+
+impl<'a, 'k> Run<'a, 'k> {
+    pub fn new(
+        sender: Sender<'k>,
+        context: &'a Context<'a>,
+        layout: &'static Layout,
+        known: Known,
+        before: &'a HashMap<ObjectKey, Programmed>,
+    ) -> Self {
+        Self {
+            sender,
+            context,
+            layout,
+            applied: known.applied,
+            adopted: known.adopted,
+            before,
+            planned: HashMap::new(),
+            left_out: BTreeMap::new(),
+            suspects: BTreeSet::new(),
+            refusals: 0,
+        }
+    }
+
+    /// Does all of `work`, or as much of it as the kernel takes.
+    pub fn program(&mut self, work: Work) -> Result<(), Error> {
+        let mut waiting = vec![work];
+        while let Some(work) = waiting.pop() {
+            if let Err(failure) = self.attempt(&work) {
+                let mut instead = self.after_failure(work, failure)?;
+                if let Some(last) = instead.first_mut() {
+                    last.leftovers |= self.applied.has_leftovers();
+                }
+                waiting.extend(instead);
+            }
+        }
+        Ok(())
+    }
+
+    fn attempt(&mut self, work: &Work) -> Result<(), Failure> {
+        let mut planner = Planner::new(&self.applied, self.layout, self.context.family);
+        if work.mode {
+            let (owner, block) = render::mode(self.context);
+            planner.want(&self.applied, &owner, Some(block));
+        }
+        for owner in &work.gone {
+            planner.want(&self.applied, owner, None);
+        }
+        for key in &work.services {
+            self.plan_service(&mut planner, key);
+            while let Some(piece) = planner.take_piece() {
+                self.sender.commit(piece, &mut self.applied)?;
+            }
+        }
+        if work.leftovers {
+            planner.want_no_leftovers(&self.applied);
+        }
+        for step in planner.finish() {
+            self.sender.commit(step, &mut self.applied)?;
+        }
+        Ok(())
+    }
+
+    fn plan_service(&mut self, planner: &mut Planner, key: &ObjectKey) {
+        let parts = render::service(self.context, key);
+        let now = Programmed::of(&parts);
+        let before = self.before.get(key).map(|before| before.owners.as_slice()).unwrap_or_default();
+        for owner in before.iter().filter(|owner| !now.owners.contains(owner)) {
+            planner.want(&self.applied, owner, None);
+        }
+        for part in parts {
+            planner.want(&self.applied, &part.owner, Some(part.block));
+        }
+        self.planned.insert(key.clone(), now);
+    }
+
+    /// What is to be tried instead; the last first.
+    fn after_failure(&mut self, work: Work, failure: Failure) -> Result<Vec<Work>, Error> {
+        self.refusals += 1;
+        if !is_about_contents(&failure.error) || self.refusals > MAX_REFUSALS {
+            return Err(failure.error);
+        }
+        if !failure.chains.is_empty() {
+            let strangers = self.sender.look_again(self.layout, &failure.chains, &mut self.applied)?;
+            if !strangers.is_empty() {
+                return Ok(vec![self.with_owners(work, &strangers)]);
+            }
+        }
+        if let Some(culprits) = self.culprits(&failure.authors) {
+            return Ok(vec![self.suspect(work, culprits, &failure.error)]);
+        }
+        match work.divided() {
+            Ok([first, then]) => Ok(vec![then, first]),
+            Err(work) if work.services.is_empty() => Err(failure.error),
+            Err(work) => {
+                let alone = work.services.clone();
+                Ok(vec![self.suspect(work, alone, &failure.error)])
+            }
+        }
+    }
+
+    /// Once more with them; when they are refused again, without them.
+    fn suspect(&mut self, work: Work, culprits: BTreeSet<ObjectKey>, error: &Error) -> Work {
+        if culprits.is_subset(&self.suspects) {
+            return self.without(work, culprits, error);
+        }
+        self.suspects.extend(culprits);
+        work
+    }
+
+    /// The Services that these refused operations belong to; `None` if one of them is not a Service's.
+    fn culprits(&self, authors: &BTreeSet<Option<Owner>>) -> Option<BTreeSet<ObjectKey>> {
+        let owners: BTreeSet<_> = authors.iter().map(Option::as_ref).collect::<Option<_>>()?;
+        let keys = keys_of(&owners, self.planned.iter().chain(self.before));
+        (!keys.is_empty() && owners.iter().all(|owner| matches!(owner, Owner::ServicePort(_)))).then_some(keys)
+    }
+
+    /// The same work, and what else these owners need.
+    fn with_owners(&self, mut work: Work, owners: &BTreeSet<Owner>) -> Work {
+        work.mode |= owners.contains(&Owner::Mode);
+        let keys = keys_of(&owners.iter().collect(), self.planned.iter().chain(self.before));
+        work.services.extend(keys.into_iter().filter(|key| !self.left_out.contains_key(key)));
+        work
+    }
+
+    /// The same work without these Services. What they had stays as it was; if nobody knows what that was, as after
+    /// a start, nothing of it stays: half of it would be worse.
+    fn without(&mut self, mut work: Work, culprits: BTreeSet<ObjectKey>, error: &Error) -> Work {
+        for key in culprits {
+            work.services.remove(&key);
+            self.planned.remove(&key);
+            for part in render::service(self.context, &key) {
+                let chains = part.block.chains.into_iter().map(|chain| (chain.table, chain.name));
+                self.applied.abandon(&part.owner, chains);
+                if self.adopted {
+                    work.gone.insert(part.owner);
+                }
+            }
+            self.left_out.insert(key, LeftOut { why: error.to_string() });
+        }
+        work
+    }
+}
+
+/// The Services that these owners are parts of.
+pub(super) fn keys_of<'a>(
+    owners: &BTreeSet<&Owner>,
+    services: impl Iterator<Item = (&'a ObjectKey, &'a Programmed)>,
+) -> BTreeSet<ObjectKey> {
+    let hit = |(_, programmed): &(&ObjectKey, &Programmed)| programmed.owners.iter().any(|owner| owners.contains(owner));
+    services.filter(hit).map(|(key, _)| key.clone()).collect()
+}
+
+/// Was the transaction refused for what is in it, so that a part of it may be taken?
+fn is_about_contents(error: &Error) -> bool {
+    match error {
+        Error::Refused(_) | Error::RefusedWhole { .. } => !error.is_retryable() && error.errno() != Some(Errno::ENOMEM),
+        Error::Failed { errno, .. } => *errno == Errno::EMSGSIZE,
+        _ => false,
+    }
+}
