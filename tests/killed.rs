@@ -108,7 +108,8 @@ impl Node {
 impl Wanted {
     fn new(scratch: &Scratch, set: usize) -> Self {
         let manifest = scratch.file(&format!("objects-{set}.json"));
-        let lab = [Service::new("web", 1, &[A1, A2, B1]), Service { external_local: true, ..Service::new("local", 2, &[A1, B1]) }];
+        let lab =
+            [Service::new("web", 1, &[A1, A2, B1]), Service { external_local: true, ..Service::new("local", 2, &[A1, B1]) }];
         CROWDS[set].write(&manifest, &lab[..=set], &(0..20 * set));
         let rules = render(&manifest).map(|rules| comparable(&rules));
         Self { manifest, rules }

@@ -49,8 +49,12 @@ fn one_object(random: &mut Random) -> Event {
     }
 }
 
-pub fn name(i: u64) -> ObjectKey {
+fn name(i: u64) -> ObjectKey {
     ObjectKey::new(if i.is_multiple_of(2) { "even" } else { "odd" }, &format!("web-{i}"))
+}
+
+pub fn any_service(random: &mut Random) -> ObjectKey {
+    name(random.below(SERVICES))
 }
 
 /// In the namespace of the Services it may belong to.
@@ -97,7 +101,8 @@ fn addresses(random: &mut Random) -> Vec<IpAddr> {
 fn service(i: u64, random: &mut Random) -> Service {
     let outer = random.chance(2);
     let mut of_family = |family| {
-        let mut some = |net: u8, limit: u64| (0..random.below(limit)).map(|n| address(family, net, 4 * i + n)).collect::<Vec<_>>();
+        let mut some =
+            |net: u8, limit: u64| (0..random.below(limit)).map(|n| address(family, net, 4 * i + n)).collect::<Vec<_>>();
         let (external_ips, load_balancer_vips) = if outer { (some(203, 3), some(198, 3)) } else { (Vec::new(), Vec::new()) };
         let ranges = ["10.31.0.0/16", "192.0.2.0/24", "fd00:10:31::/64"].map(|net| net.parse::<ipnet::IpNet>().expect("a net"));
         let keep = |net: &ipnet::IpNet| Family::of_net(net) == family;
