@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use sluice::config::RuleConfig;
 use sluice::model::{ObjectKey, State};
 use sluice::net::Family;
-use sluice::netlink::{Kernel, Seen};
+use sluice::netlink::{Error, Kernel, Seen};
 use sluice::render::{self, Context, KernelFacts};
 use sluice::ruleset::text::RuleText;
 use sluice::ruleset::{ChainName, Group, Handle, Kind, Match, Rule, Side, Table};
@@ -19,13 +19,19 @@ pub type Contents = BTreeMap<ChainKey, Vec<(Handle, Option<Rule>)>>;
 
 pub fn read(kernel: &mut impl Kernel, family: Family) -> Contents {
     let mut contents = Contents::new();
+    read_into(kernel, family, &mut contents).expect("a reading");
+    contents
+}
+
+/// Reads into `contents`, which has all there is also where somebody's change interrupted the reading.
+pub fn read_into(kernel: &mut impl Kernel, family: Family, contents: &mut Contents) -> Result<(), Error> {
+    contents.clear();
     let mut note = |seen| match seen {
         Seen::Table(_) => {}
         Seen::Chain { table, chain } => drop(contents.entry((table, chain)).or_default()),
         Seen::Rule { table, chain, handle, rule } => contents.entry((table, chain)).or_default().push((handle, rule)),
     };
-    kernel.read(family, &mut note).expect("a reading");
-    contents
+    kernel.read(family, &mut note)
 }
 
 /// Everything that is not as a full render says, in words; `without`: the Services whose rules are not looked at.
