@@ -1,86 +1,72 @@
-//! What the rules of N Services cost: a first load, one change, a restart, each with the part of the time that is the
-//! kernel's (and the codec's, which turns the operations into messages). Run with `make bench`; needs root. Prints a
-//! table and asserts nothing: machines are noisy, so compare the ratios within one run.
+//! What the rules of many Services cost: a first load, one change, a restart, memory; beside each the floor, which
+//! is what the kernel alone takes for it. Run with `make bench`; needs root. Prints tables and asserts nothing:
+//! machines are noisy, so whole and floor are measured in turns and their ratio counts.
+//!
+//! Floors: of a first load, the same bytes encoded ahead and sent to another namespace, piece by piece in turns; of
+//! a change, one rule with a verdict put into a chain that nothing leads to, in the same table (a change that
+//! deletes adds the deletion of that rule); of a deletion, that of one rule of KUBE-SERVICES; of a restart, a dump that nobody looks at.
 
+#[path = "clock/mod.rs"]
+mod clock;
 #[path = "../tests/netns/mod.rs"]
 mod netns;
+#[path = "process/mod.rs"]
+mod process;
 #[path = "../tests/world/mod.rs"]
 mod world;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clock::{Clocked, Floor, Times, settle};
 use sluice::model::endpoint::SliceEndpoint;
 use sluice::model::{Event, ObjectKey, State};
 use sluice::net::Family;
-use sluice::netlink::{Committed, Error, Kernel, NftKernel, Seen};
 use sluice::render::KernelFacts;
-use sluice::ruleset::{ChainName, Table, Transaction};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use world::{config, endpoint, facts, key, service, slice};
 
-const SIZES: [u32; 4] = [1_000, 5_000, 10_000, 20_000];
-const ENDPOINTS: u32 = 2;
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+/// Services, and endpoints of each.
+const SIZES: [(u32, u32); 5] = [(1_000, 2), (5_000, 2), (10_000, 2), (20_000, 2), (5_000, 50)];
+const MEMORY: [(u32, u32); 3] = [(1_000, 2), (20_000, 2), (5_000, 50)];
 /// Repeated measurements give their median.
-const REPEATS: usize = 15;
-
-/// The real kernel with a stop-watch.
-struct Timed {
-    kernel: NftKernel,
-    spent: Duration,
-}
-
-impl Timed {
-    fn clocked<T>(&mut self, work: impl FnOnce(&mut NftKernel) -> T) -> T {
-        let started = Instant::now();
-        let result = work(&mut self.kernel);
-        self.spent += started.elapsed();
-        result
-    }
-}
-
-impl Kernel for Timed {
-    fn read(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<(), Error> {
-        self.clocked(|kernel| kernel.read(family, visit))
-    }
-
-    fn read_chains(
-        &mut self,
-        family: Family,
-        chains: &mut dyn Iterator<Item = &(Table, ChainName)>,
-        visit: &mut dyn FnMut(Seen),
-    ) -> Result<(), Error> {
-        self.clocked(|kernel| kernel.read_chains(family, chains, visit))
-    }
-
-    fn commit(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
-        self.clocked(|kernel| kernel.commit(transaction))
-    }
-}
+const REPEATS: u32 = 11;
 
 struct Bench {
-    kernel: Timed,
+    kernel: Clocked,
     state: State,
     sync: FamilySync,
+    size: (u32, u32),
 }
 
 /// One measurement.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Spent {
+#[derive(Clone, Copy)]
+struct Measured {
     whole: Duration,
-    kernel: Duration,
+    floor: Duration,
+    ours: Duration,
+    summary: Summary,
+}
+
+impl Measured {
+    fn ratio(&self) -> f64 {
+        self.whole.as_secs_f64() / self.floor.as_secs_f64().max(1e-9)
+    }
 }
 
 impl Bench {
-    fn new() -> Self {
-        let kernel = Timed { kernel: NftKernel::open().expect("nf_tables; run as root"), spent: Duration::ZERO };
-        Self { kernel, state: State::new("node-a"), sync: fresh_sync() }
+    fn new(size: (u32, u32)) -> Self {
+        Self { kernel: Clocked::open(), state: State::new("node-a"), sync: fresh_sync(), size }
     }
 
     /// From events, already decoded, to rules in force.
-    fn measure(&mut self, events: Vec<Event>) -> (Spent, Summary) {
-        self.kernel.spent = Duration::ZERO;
+    fn measure(&mut self, events: Vec<Event>) -> Measured {
+        self.kernel.times = Times::default();
         let started = Instant::now();
         for event in events {
             let changes = self.state.apply(event);
@@ -91,13 +77,80 @@ impl Bench {
         let facts = KernelFacts { nfacct: false, ..facts() };
         let inputs = Inputs { config: &config, facts, state: &self.state };
         let summary = self.sync.sync(&mut self.kernel, inputs).expect("a sync");
-        (Spent { whole: started.elapsed(), kernel: self.kernel.spent }, summary)
+        let (elapsed, times) = (started.elapsed(), self.kernel.times);
+        Measured { whole: times.whole(elapsed), floor: times.floor, ours: times.ours(elapsed), summary }
     }
 
-    fn median(&mut self, mut events: impl FnMut(usize) -> Vec<Event>) -> (Spent, Summary) {
-        let mut runs: Vec<_> = (0..REPEATS).map(|run| self.measure(events(run))).collect();
-        runs.sort_by_key(|(spent, _)| *spent);
-        runs[REPEATS / 2]
+    /// The median of both, each taken in turns with the other.
+    fn change(&mut self, what: &str, floor: &mut dyn FnMut() -> Duration, events: &dyn Fn(u32) -> Vec<Event>) {
+        let (mut runs, mut floors) = (Vec::new(), Vec::new());
+        for run in 0..REPEATS {
+            settle();
+            floors.push(floor());
+            settle();
+            runs.push(self.measure(events(run)));
+        }
+        runs.sort_by_key(|measured| measured.whole);
+        floors.sort();
+        let middle = REPEATS as usize / 2;
+        let mut ours: Vec<_> = runs.iter().map(|measured| measured.ours).collect();
+        ours.sort();
+        self.print(what, Measured { floor: floors[middle], ours: ours[middle], ..runs[middle] });
+    }
+
+    fn print(&self, what: &str, measured: Measured) {
+        let millis = |d: Duration| d.as_secs_f64() * 1e3;
+        let Summary { operations, transactions, bytes, .. } = measured.summary;
+        println!(
+            "| {} × {} | {what} | {:.2} | {:.2} | **{:.2}** | {:.3} | {operations} | {transactions} | {} |",
+            self.size.0,
+            self.size.1,
+            millis(measured.whole),
+            millis(measured.floor),
+            measured.ratio(),
+            millis(measured.ours),
+            bytes / 1024,
+        );
+    }
+
+    fn first_load(&mut self) {
+        let (services, endpoints) = self.size;
+        let slices = (0..services).map(|i| (slice_key(i), slice(&name(i), some_endpoints(i, endpoints))));
+        let services = (0..services).map(|i| (name(i), service(cluster_ip(i))));
+        let events = vec![Event::Slices(slices.collect()), Event::Services(services.collect())];
+        self.kernel.with_twin();
+        let measured = self.measure(events);
+        self.kernel.without_twin();
+        self.print("from empty", measured);
+    }
+
+    fn changes(&mut self) {
+        let (services, endpoints) = self.size;
+        let mut floor = Floor::new();
+        let one =
+            move |run: u32, count| vec![Event::Slice(slice_key(services / 2 + run), Some(some_slice(services / 2 + run, count)))];
+        self.change("one endpoint more", &mut || floor.add_and_delete().0, &|run| one(run, endpoints + 1));
+        let both = |(added, deleted): (Duration, Duration)| added + deleted;
+        self.change("one endpoint less", &mut || both(floor.add_and_delete()), &|run| one(run, endpoints));
+        let new = |run: u32| {
+            let i = services + run;
+            vec![
+                Event::Slice(slice_key(i), Some(some_slice(i, endpoints))),
+                Event::Service(name(i), Some(service(cluster_ip(i)))),
+            ]
+        };
+        self.change("a Service added", &mut || floor.add_and_delete().0, &new);
+        let gone = |run: u32| vec![Event::Service(name(services + run), None)];
+        self.change("a Service deleted", &mut || floor.delete_dispatch(), &gone);
+        self.restart(&mut floor);
+    }
+
+    fn restart(&mut self, floor: &mut Floor) {
+        let before = floor.dump();
+        self.sync = fresh_sync();
+        let measured = self.measure(Vec::new());
+        let after = floor.dump();
+        self.print("restart, all right", Measured { floor: (before + after) / 2, ..measured });
     }
 }
 
@@ -109,61 +162,51 @@ fn name(i: u32) -> ObjectKey {
     key("bench", &format!("web-{i}"))
 }
 
-fn endpoints(i: u32, count: u32) -> Vec<SliceEndpoint> {
-    (0..count).map(|k| endpoint(std::net::Ipv4Addr::from(0x0a80_0000 + i * 8 + k).into())).collect()
+fn slice_key(i: u32) -> ObjectKey {
+    key("bench", &format!("web-{i}-x"))
 }
 
-fn slice_event(i: u32, count: u32) -> Event {
-    Event::Slice(key("bench", &format!("web-{i}-x")), Some(slice(&name(i), endpoints(i, count))))
+fn cluster_ip(i: u32) -> std::net::IpAddr {
+    std::net::Ipv4Addr::from(0x0a60_0000 + i).into()
 }
 
-fn service_event(i: u32) -> Event {
-    Event::Service(name(i), Some(service(std::net::Ipv4Addr::from(0x0a60_0000 + i).into())))
+fn some_endpoints(i: u32, count: u32) -> Vec<SliceEndpoint> {
+    (0..count).map(|k| endpoint(std::net::Ipv4Addr::from(0x0a80_0000 + i * 64 + k).into())).collect()
 }
 
-fn print(size: u32, what: &str, (spent, summary): (Spent, Summary)) {
-    let millis = |d: Duration| d.as_secs_f64() * 1e3;
-    let ours = spent.whole.saturating_sub(spent.kernel);
-    println!(
-        "{size:>6} {what:<22} {:>9.2} {:>9.2} {:>9.3} {:>7.2} {:>7} {:>4} {:>9}",
-        millis(spent.whole),
-        millis(spent.kernel),
-        millis(ours),
-        spent.whole.as_secs_f64() / spent.kernel.as_secs_f64().max(1e-9),
-        summary.operations,
-        summary.transactions,
-        summary.bytes / 1024,
-    );
+fn some_slice(i: u32, count: u32) -> sluice::model::EndpointSlice {
+    slice(&name(i), some_endpoints(i, count))
 }
 
-fn peak_memory() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.unwrap_or_default().trim().to_owned()
-}
-
-fn run(size: u32) {
-    let mut bench = Bench::new();
-    let mut events: Vec<_> = (0..size).map(|i| slice_event(i, ENDPOINTS)).collect();
-    events.extend((0..size).map(service_event));
-    print(size, "first load", bench.measure(events));
-    print(size, "one endpoint more", bench.median(|run| vec![slice_event(size / 2 + u32::try_from(run).expect("small"), 3)]));
-    print(size, "one endpoint less", bench.median(|run| vec![slice_event(size / 2 + u32::try_from(run).expect("small"), 2)]));
-    let fresh = |run: usize| size + u32::try_from(run).expect("small");
-    print(size, "a service added", bench.median(|run| vec![slice_event(fresh(run), 2), service_event(fresh(run))]));
-    print(size, "a service deleted", bench.median(|run| vec![Event::Service(name(fresh(run)), None)]));
-    bench.sync = fresh_sync();
-    print(size, "restart, all right", bench.measure(Vec::new()));
+/// Of the machine: what the README says beside the figures.
+fn machine() -> String {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cpu = read("/proc/cpuinfo");
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("Linux {}, {cores} × {}", read("/proc/sys/kernel/osrelease").trim(), model.trim_start_matches([' ', '\t', ':']))
 }
 
 fn main() {
-    println!("times in ms; kernel: with encoding; ours: the rest; ops, transactions, KiB sent");
+    println!("{}; times in ms\n", machine());
     println!(
-        "{:>6} {:<22} {:>9} {:>9} {:>9} {:>7} {:>7} {:>4} {:>9}",
-        "size", "what", "whole", "kernel", "ours", "ratio", "ops", "tx", "KiB"
+        "| Services × endpoints | what | whole | floor | whole / floor | ours, event to message | operations | transactions | KiB |"
     );
+    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|");
     for size in SIZES {
-        netns::in_namespace(move || run(size));
-        println!("{size:>6} peak memory of this process so far: {}", peak_memory());
+        netns::in_namespace(move || {
+            let mut bench = Bench::new(size);
+            bench.first_load();
+            bench.changes();
+        });
+    }
+    println!("\n| Services × endpoints | steady memory, MB | peak, MB | CPU when idle, % |\n|---|---:|---:|---:|");
+    for (services, endpoints) in MEMORY {
+        netns::in_namespace(move || {
+            let seen = process::run(services, endpoints);
+            let megabytes = |kilobytes: u64| format!("{}.{}", kilobytes / 1000, kilobytes % 1000 / 100);
+            let (steady, peak) = (megabytes(seen.steady), megabytes(seen.peak));
+            println!("| {services} × {endpoints} | {steady} | {peak} | {:.1} |", seen.idle_percent());
+        });
     }
 }

@@ -3,10 +3,10 @@
 # all is there.
 set -euo pipefail
 
-# curl: to ask the proxy; gcc, libc6-dev: to link; conntrack, iptables, nftables: to look at rules and flows from outside; strace, util-linux
+# curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at rules and flows from outside; strace, util-linux
 # (setpriv, unshare): to watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules;
 # qemu-system-x86, xz-utils: e2e/vmrun.
-packages=(conntrack curl gcc libc6-dev iproute2 iptables nftables procps python3 qemu-system-x86 strace util-linux xz-utils)
+packages=(conntrack curl gcc libc6-dev iproute2 iptables make nftables procps python3 qemu-system-x86 strace util-linux xz-utils)
 
 missing_packages() {
     local package

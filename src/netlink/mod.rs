@@ -13,7 +13,7 @@ mod socket;
 
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
-pub use nft::{Committer, Ears, ForeignChange, NftKernel, RuleMonitor};
+pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};
 
 use crate::net::Family;
 use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};

@@ -36,12 +36,6 @@ impl Step {
         self.authors.get(run).and_then(|(_, owner)| owner.as_ref())
     }
 
-    /// Notes that chains it was to delete exist still, without rules.
-    pub fn keep_empty(&mut self, chains: Vec<(Table, ChainName)>) {
-        self.deleted.retain(|chain| !chains.contains(chain));
-        self.chains.extend(chains.into_iter().map(|chain| (chain, AppliedChain::EMPTY)));
-    }
-
     pub(super) fn new(family: Family) -> Self {
         Self {
             transaction: Transaction::new(family),

@@ -46,7 +46,7 @@ impl NftKernel {
         }
     }
 
-    fn encode(&mut self, transaction: &Transaction, echoes: &[usize]) -> Batch {
+    pub(super) fn encode(&mut self, transaction: &Transaction, echoes: &[usize]) -> Batch {
         let first = self.sequence.wrapping_add(1);
         let mut batch = Batch::begin(transaction.family, first, transaction.len());
         let mut echoes = echoes.iter().copied().peekable();
@@ -59,7 +59,7 @@ impl NftKernel {
         batch
     }
 
-    fn exchange(&mut self, batch: &Batch) -> Result<Answers, Error> {
+    pub(super) fn exchange(&mut self, batch: &Batch) -> Result<Answers, Error> {
         self.socket.reserve_receive(batch.messages().saturating_mul(BYTES_PER_ANSWER) + BYTES_FOR_ECHOES)?;
         self.socket.send(batch.as_bytes())?;
         let mut answers = Answers::default();
@@ -88,11 +88,11 @@ impl NftKernel {
 }
 
 #[derive(Debug, Default)]
-struct Answers {
+pub(super) struct Answers {
     /// The last answer that is sure to come has come.
     complete: bool,
     /// By operation.
-    handles: BTreeMap<usize, Handle>,
+    pub(super) handles: BTreeMap<usize, Handle>,
     lost: bool,
     refusals: Vec<(usize, Errno)>,
     whole: Option<(Errno, Option<String>)>,
@@ -124,7 +124,7 @@ impl Answers {
         }
     }
 
-    fn check(&self, transaction: &Transaction) -> Result<(), Error> {
+    pub(super) fn check(&self, transaction: &Transaction) -> Result<(), Error> {
         if let Some((errno, said)) = &self.whole {
             return Err(match *errno {
                 Errno::EPERM => Error::NoPrivilege { step: Step::Send },

@@ -1,6 +1,7 @@
 //! The kernel's `nf_tables`, spoken to in its own messages: rules as iptables-nft writes them, whole
 //! transactions in one send, and rules read back as values.
 
+mod ahead;
 mod batch;
 mod commit;
 mod decode;
@@ -13,6 +14,7 @@ mod read;
 mod wire;
 mod xt;
 
+pub use ahead::Encoded;
 pub use monitor::{Committer, Ears, ForeignChange, RuleMonitor};
 
 use std::time::Duration;

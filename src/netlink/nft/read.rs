@@ -72,7 +72,7 @@ impl NftKernel {
         Ok(tables)
     }
 
-    fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
+    pub(super) fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
         let mut chains = Vec::new();
         let request = self.request(kind::GET_CHAIN, flag::DUMP, family_number(family), |_| {});
         self.dump(Step::ReadChains, &request, &mut |message| {
