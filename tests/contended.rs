@@ -28,9 +28,9 @@ use world::{config, endpoint, facts, key, service, slice};
 
 const FAMILY: Family = Family::Ipv4;
 const SERVICES: u16 = 2000;
-const CHANGES: u16 = 60;
+const CHANGES: u16 = 30;
 /// Between two commits of the other program.
-const PAUSE: Duration = Duration::from_millis(10);
+const PAUSE: Duration = Duration::from_millis(5);
 /// A sync that fails so often in a row does not converge.
 const TRIES: u32 = 5;
 
@@ -162,7 +162,12 @@ fn syncs_converge_beside_a_program_that_commits_all_the_time() {
         assert_eq!(again.operations, 0, "a restart finds everything as it is to be");
         node.assert_as_rendered("a restart");
         let commits = node.other.commits();
-        println!("first load and a look in {:.1?} with {} commits beside, all in {:.1?} with {commits}", loaded.0, loaded.1, start.elapsed());
+        println!(
+            "first load and a look in {:.1?} with {} commits beside, all in {:.1?} with {commits}",
+            loaded.0,
+            loaded.1,
+            start.elapsed()
+        );
         assert!(commits > 50, "the other program committed {commits} times");
         node.other.end();
     });
