@@ -84,7 +84,9 @@ struct Node {
 impl Node {
     fn new() -> Self {
         let mut counters = Counters::open().expect("nfacct");
-        [NFACCT_INVALID, NFACCT_LOCALHOST].into_iter().for_each(|name| counters.ensure(name).expect("a counter"));
+        for name in [NFACCT_INVALID, NFACCT_LOCALHOST] {
+            counters.ensure(name).expect("a counter");
+        }
         let kernel = NftKernel::open().expect("nf_tables");
         Self { kernel, flags: (config(), facts()), state: State::new("node-a"), sync: fresh(), other: Other::start() }
     }

@@ -140,7 +140,9 @@ impl<K: Kernel> Walk<K> {
         for event in history::events(&mut self.random) {
             self.story.push(Did::Change(event.clone()));
             let changes = self.state.apply(event);
-            Family::ALL.into_iter().for_each(|family| self.syncs[family].note(&changes));
+            for family in Family::ALL {
+                self.syncs[family].note(&changes);
+            }
         }
     }
 
@@ -347,7 +349,9 @@ fn a_walk_in_the_kernel_is_as_rendered() {
     for seed in seeds(3001..3005) {
         netns::in_namespace(move || {
             let mut counters = Counters::open().expect("nfacct");
-            [NFACCT_INVALID, NFACCT_LOCALHOST].into_iter().for_each(|name| counters.ensure(name).expect("a counter"));
+            for name in [NFACCT_INVALID, NFACCT_LOCALHOST] {
+                counters.ensure(name).expect("a counter");
+            }
             let mut walk = Walk::new(seed, &Family::ALL, NftKernel::open().expect("nf_tables"));
             for _ in 0..steps(500) / 50 {
                 walk.walk(50, 10);
