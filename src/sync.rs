@@ -89,6 +89,18 @@ struct LeftOut {
     why: String,
 }
 
+/// What a sync starts from.
+#[derive(Debug)]
+struct Known {
+    applied: Applied,
+    /// It was read from the kernel just now: what it lacks of a Service's rules may be others of the same Service.
+    adopted: bool,
+    /// Everything is looked at, and so everything that could not be done before is tried again.
+    thorough: bool,
+    /// Owners that somebody else took something from, or gave something to.
+    damaged: BTreeSet<Owner>,
+}
+
 /// Ports whose Local policy finds no endpoint here, by policy.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counts {
@@ -158,9 +170,9 @@ impl FamilySync {
         context: &Context<'_>,
         layout: &'static Layout,
     ) -> Result<Summary, netlink::Error> {
-        let (known, damaged) = self.know(&mut sender, context, layout)?;
-        sender.summary.damaged = damaged.len();
-        let work = self.work(context, known.1, &damaged);
+        let known = self.know(&mut sender, context, layout)?;
+        sender.summary.damaged = known.damaged.len();
+        let work = self.work(context, &known);
         let mut run = Run::new(sender, context, layout, known, &self.services);
         let outcome = run.program(work);
         let Run { mut sender, applied, planned, left_out, .. } = run;
@@ -175,34 +187,30 @@ impl FamilySync {
         Ok(sender.summary)
     }
 
-    /// What the kernel holds, whether that was read just now, and the owners that somebody else took something from.
-    fn know(
-        &mut self,
-        sender: &mut Sender<'_>,
-        context: &Context<'_>,
-        layout: &'static Layout,
-    ) -> Result<((Applied, bool), BTreeSet<Owner>), netlink::Error> {
+    fn know(&mut self, sender: &mut Sender<'_>, context: &Context<'_>, layout: &'static Layout) -> Result<Known, netlink::Error> {
         let touched = std::mem::take(&mut self.touched);
         let Some(mut applied) = self.applied.take() else {
             self.pending.global = true;
             self.services.clear();
             self.without_local = Counts::default();
-            return Ok(((sender.read_back(context, layout)?, true), BTreeSet::new()));
+            let applied = sender.read_back(context, layout)?;
+            return Ok(Known { applied, adopted: true, thorough: true, damaged: BTreeSet::new() });
         };
         let damaged = if touched.is_empty() { BTreeSet::new() } else { sender.look_again(layout, &touched, &mut applied)? };
-        if touched.is_everything() {
-            // Who looks at everything tries everything again.
-            self.pending.services.extend(self.left_out.keys().cloned());
-        }
-        Ok(((applied, false), damaged))
+        let thorough = touched.is_everything() || self.pending.global;
+        Ok(Known { applied, adopted: false, thorough, damaged })
     }
 
-    fn work(&mut self, context: &Context<'_>, adopted: bool, damaged: &BTreeSet<Owner>) -> Work {
+    fn work(&mut self, context: &Context<'_>, known: &Known) -> Work {
+        let Known { adopted, thorough, damaged, .. } = known;
         let global = self.pending.global;
+        if *thorough && !adopted {
+            self.pending.services.extend(self.left_out.keys().cloned());
+        }
         let mut work = Work {
             mode: global || self.pending.addresses || damaged.contains(&Owner::Mode),
             gone: BTreeSet::new(),
-            leftovers: global || damaged.contains(&Owner::Nobody),
+            leftovers: *thorough || damaged.contains(&Owner::Nobody),
             services: self.pending.services.clone(),
         };
         self.left_out.retain(|key, _| !work.services.contains(key));
@@ -213,7 +221,7 @@ impl FamilySync {
             let damaged = keys_of(&damaged.iter().collect(), self.services.iter());
             work.services.extend(damaged.into_iter().filter(|key| !self.left_out.contains_key(key)));
         }
-        if adopted {
+        if *adopted {
             // Of theirs only that was recognised which is as the kernel will not have it.
             let parts = self.left_out.keys().flat_map(|key| render::service(context, key));
             work.gone.extend(parts.map(|part| part.owner));

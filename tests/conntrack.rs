@@ -20,7 +20,7 @@ mod kernel {
     use std::net::{SocketAddr, UdpSocket};
 
     use sluice::net::Family;
-    use sluice::netlink::conntrack::{Conntrack, Flow, Flows as _, Tuple};
+    use sluice::netlink::conntrack::{Conntrack, Flow, Flows as _, Query, Tuple};
 
     use super::netns::in_namespace;
     use super::shell;
@@ -59,10 +59,17 @@ mod kernel {
         flow("[fd00::9]:4000", "[fd00::a]:53", "[fd00::b]:5353")
     }
 
+    /// All flows that are `wanted`.
+    fn all(family: Family, wanted: &dyn Fn(&Flow) -> bool) -> Query<'_> {
+        Query { family, address: None, port: None, wanted }
+    }
+
     /// What is listed, sorted, without ids.
     fn listed(kernel: &mut Conntrack, family: Family) -> Vec<Flow> {
-        let mut flows = kernel.udp(family, &|_| true).unwrap();
-        flows.iter_mut().for_each(|flow| flow.id = 0);
+        let mut flows = kernel.udp(&all(family, &|_| true)).unwrap();
+        for flow in &mut flows {
+            flow.id = 0;
+        }
         flows.sort_unstable();
         flows
     }
@@ -70,7 +77,8 @@ mod kernel {
     /// The one flow that is listed like this.
     fn find(kernel: &mut Conntrack, like: &Flow) -> Flow {
         let family = Family::of(like.original.source.ip());
-        let found = kernel.udp(family, &|flow| (flow.original, flow.reply) == (like.original, like.reply)).unwrap();
+        let is_like = |flow: &Flow| (flow.original, flow.reply) == (like.original, like.reply);
+        let found = kernel.udp(&all(family, &is_like)).unwrap();
         assert_eq!(found.len(), 1, "{found:?}");
         found[0]
     }
@@ -95,15 +103,46 @@ mod kernel {
         in_namespace(|| {
             let mut kernel = Conntrack::default();
             assert_eq!(listed(&mut kernel, Family::Ipv4), []);
-            [translated(), plain(), v6()].iter().for_each(|flow| track(flow, ""));
+            for flow in [translated(), plain(), v6()] {
+                track(&flow, "");
+            }
             track_others();
             assert_eq!(listed(&mut kernel, Family::Ipv4), [translated(), plain()]);
             assert_eq!(listed(&mut kernel, Family::Ipv6), [v6()]);
             assert!(kernel.filtered, "the kernel refused the filter");
             let mut unfiltered = Conntrack { filtered: false };
             assert_eq!(listed(&mut unfiltered, Family::Ipv4), [translated(), plain()]);
-            let wanted = kernel.udp(Family::Ipv4, &|flow| flow.original.destination.ip().to_string() == "10.96.0.10").unwrap();
-            assert_eq!(wanted.len(), 1);
+        });
+    }
+
+    /// Whether the kernel leaves others out is seen by letting everything pass that comes.
+    #[test]
+    fn the_kernel_leaves_out_other_destinations() {
+        in_namespace(|| {
+            let mut kernel = Conntrack::default();
+            let other_port = flow("10.244.0.9:4001", "10.96.0.10:54", "10.244.1.2:5353");
+            for flow in [translated(), other_port, plain(), v6()] {
+                track(&flow, "");
+            }
+            let mut asked = |address: Option<&str>, port| {
+                let address = address.map(|text| text.parse().unwrap());
+                let family = address.map_or(Family::Ipv4, Family::of);
+                let query = Query { family, address, port, wanted: &|_| true };
+                let mut flows = kernel.udp(&query).unwrap();
+                for flow in &mut flows {
+                    flow.id = 0;
+                }
+                flows.sort_unstable();
+                flows
+            };
+            assert_eq!(asked(Some("10.96.0.10"), Some(53)), [translated()]);
+            assert_eq!(asked(Some("10.96.0.10"), None), [translated(), other_port]);
+            assert_eq!(asked(None, Some(53)), [translated(), plain()]);
+            assert_eq!(asked(Some("192.0.2.1"), Some(54)), []);
+            assert_eq!(asked(Some("fd00::a"), Some(53)), [v6()]);
+            assert_eq!(asked(Some("fd00::a"), Some(54)), []);
+            assert_eq!(asked(Some("fd00::b"), Some(53)), [v6()], "of IPv6 only the port can be compared");
+            assert!(kernel.filtered, "the kernel refused the filter");
         });
     }
 
@@ -111,7 +150,9 @@ mod kernel {
     fn a_deletion_hits_its_flow_alone() {
         in_namespace(|| {
             let mut kernel = Conntrack::default();
-            [translated(), plain(), v6()].iter().for_each(|flow| track(flow, ""));
+            for flow in [translated(), plain(), v6()] {
+                track(&flow, "");
+            }
             track_others();
             let all = count();
             let (one, six) = (find(&mut kernel, &translated()), find(&mut kernel, &v6()));
@@ -157,7 +198,7 @@ mod kernel {
                 client.send_to(b"x", ("10.96.0.10", port)).unwrap();
             }
             let mut kernel = Conntrack::default();
-            let flows = kernel.udp(Family::Ipv4, &|flow| flow.reply.source == server).unwrap();
+            let flows = kernel.udp(&all(Family::Ipv4, &|flow| flow.reply.source == server)).unwrap();
             assert_eq!(flows.len(), 3000);
             let half: Vec<_> = flows.iter().copied().step_by(2).collect();
             assert_eq!(kernel.delete(Family::Ipv4, &half).unwrap(), 1500);
@@ -190,13 +231,13 @@ fn the_same_on_linux_6_1() {
     }
     assert!(run.status.success(), "{}\n{out}\n{log}", run.status);
     assert!(out.starts_with("6.1."), "another kernel: {out}");
-    assert!(out.contains("test result: ok. 4 passed") && out.contains("test result: ok. 2 passed"), "{out}");
+    assert!(out.contains("test result: ok. 5 passed") && out.contains("test result: ok. 2 passed"), "{out}");
 }
 
 mod without_ctnetlink {
     use sluice::net::Family;
     use sluice::netlink::Error;
-    use sluice::netlink::conntrack::{Conntrack, Flows as _};
+    use sluice::netlink::conntrack::{Conntrack, Flows as _, Query};
 
     use super::netns::in_namespace;
     use super::*;
@@ -205,7 +246,8 @@ mod without_ctnetlink {
     #[ignore = "run in the virtual machine of the_same_on_linux_6_1, when it has no ctnetlink any more"]
     fn its_absence_is_told_from_a_failure() {
         in_namespace(|| {
-            let error = Conntrack::default().udp(Family::Ipv4, &|_| true).unwrap_err();
+            let query = Query { family: Family::Ipv4, address: None, port: None, wanted: &|_| true };
+            let error = Conntrack::default().udp(&query).unwrap_err();
             assert!(matches!(error, Error::Unsupported { what: "ctnetlink", .. }), "{error}");
         });
     }

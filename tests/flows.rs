@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use sluice::model::endpoint::{Conditions, SliceEndpoint, SlicePort};
-use sluice::model::flows::{Ends, Ledger, OwnAddresses};
+use sluice::model::flows::{Common, Ends, Ledger, OwnAddresses};
 use sluice::model::service::{Addresses, PortSpec};
 use sluice::model::{EndpointSlice, Event, Service, State};
 use sluice::net::{Family, PerFamily, Protocol};

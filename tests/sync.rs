@@ -11,7 +11,7 @@ use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
-    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Transaction,
+    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Touched, Transaction,
 };
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
@@ -243,8 +243,8 @@ fn built_in_chains_that_a_table_lacks_are_made() {
     bench.assert_as_rendered("over tables that lacked chains");
 }
 
-#[test]
-fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
+/// A Service, and somebody's rule that jumps to its chain of this name.
+fn with_a_foreign_jump() -> (Bench, ChainName) {
     let mut bench = Bench::new();
     bench.sync(web(1, 2));
     let chain = |prefix: &str| {
@@ -258,14 +258,36 @@ fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
     let rule = Rule::new().jump(&ours);
     foreign.ops.push(Op::AddRule { table: Table::Nat, chain: user, place: Place::Tail, rule });
     bench.kernel.commit(&foreign).expect("a foreign jump");
+    (bench, ours)
+}
 
+#[test]
+fn a_foreign_jump_to_a_chain_of_ours_does_not_keep_a_service_alive() {
+    let (mut bench, ours) = with_a_foreign_jump();
     bench.sync([Event::Service(key("shop", "web-1"), None)]);
     let saved = bench.kernel.save(FAMILY);
     assert!(saved.contains(&format!(":{ours} ")) && !saved.contains(&format!("-A {ours} ")), "emptied: {saved}");
     assert!(!saved.contains("KUBE-SEP-") && !saved.contains("shop/web-1"), "all else is gone: {saved}");
     assert!(!bench.sync.is_due());
 
-    // Both the running proxy and the next one use the chain again when it is wanted again.
+    // When the rule is gone and somebody looks, so is the chain.
+    let emptied = bench.kernel.save(FAMILY);
+    let mut withdrawn = Transaction::new(FAMILY);
+    withdrawn.ops.push(Op::FlushChain { table: Table::Nat, chain: "USER".into() });
+    bench.kernel.commit(&withdrawn).expect("a flush");
+    bench.sync.drifted(&Touched::everything());
+    bench.sync([]);
+    assert_eq!(
+        bench.kernel.save(FAMILY),
+        emptied.replace(&format!(":{ours} - [0:0]\n"), "").replace(&format!("-A USER -j {ours}\n"), "")
+    );
+}
+
+/// Both the running proxy and the next one use the chain again when it is wanted again.
+#[test]
+fn a_chain_that_had_to_stay_is_used_again() {
+    let (mut bench, ours) = with_a_foreign_jump();
+    bench.sync([Event::Service(key("shop", "web-1"), None)]);
     bench.sync(web(1, 2));
     assert!(bench.kernel.save(FAMILY).contains(&format!("-A {ours} ")));
     bench.sync([Event::Service(key("shop", "web-1"), None)]);

@@ -10,7 +10,7 @@ use crate::config::RuleConfig;
 use crate::model::{Changes, State};
 use crate::net::Family;
 use crate::netlink::Error;
-use crate::netlink::conntrack::Conntrack;
+use crate::netlink::conntrack::Flows;
 use crate::serve::Metrics;
 use crate::sync::flows::FlowSync;
 
@@ -20,8 +20,8 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// The flows of all families.
 #[derive(Debug)]
-pub struct FlowLoop {
-    kernel: Conntrack,
+pub struct FlowLoop<K> {
+    kernel: K,
     families: Vec<Paced>,
 }
 
@@ -34,15 +34,15 @@ struct Paced {
     not_before: Option<Instant>,
 }
 
-impl FlowLoop {
-    pub fn new(families: &[Family], config: &RuleConfig, metrics: &Arc<Metrics>) -> Self {
+impl<K: Flows> FlowLoop<K> {
+    pub fn new(kernel: K, families: &[Family], config: &RuleConfig, metrics: &Arc<Metrics>) -> Self {
         let paced = |&family| Paced {
             sync: FlowSync::new(family, config, Arc::clone(metrics)),
             ready: false,
             failures: 0,
             not_before: None,
         };
-        Self { kernel: Conntrack::default(), families: families.iter().map(paced).collect() }
+        Self { kernel, families: families.iter().map(paced).collect() }
     }
 
     /// Notes changes, whose rules are yet to come.
@@ -105,5 +105,115 @@ impl Paced {
         self.failures = (self.failures + 1).min(16);
         self.not_before = Some(Instant::now() + wait);
         tracing::warn!(%family, %error, "stale UDP flows could not be deleted; next try in {wait:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{DetectLocal, Mode, NodePortAddresses};
+    use crate::model::service::{Addresses, PortSpec};
+    use crate::model::{Event, ObjectKey, Service};
+    use crate::net::{PerFamily, Protocol};
+    use crate::netlink::Errno;
+    use crate::netlink::fake::flows::FakeFlows;
+
+    fn config() -> RuleConfig {
+        RuleConfig {
+            mode: Mode::Iptables,
+            detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
+            masquerade_all: false,
+            masquerade_mark: 0x4000,
+            localhost_node_ports: true,
+            node_port_addresses: NodePortAddresses::Within(Vec::new()),
+            bind_address: None,
+            external_ips: true,
+        }
+    }
+
+    struct Bench {
+        flows: FlowLoop<FakeFlows>,
+        state: State,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let metrics = Arc::new(Metrics::new());
+            let flows = FlowLoop::new(FakeFlows::new(), &[Family::Ipv4], &config(), &metrics);
+            Self { flows, state: State::new("node-a") }
+        }
+
+        /// A UDP Service comes, or changes its port.
+        fn note_service(&mut self, port: u16) {
+            let address = Some([10, 96, 0, 1].into());
+            let addresses = address.map(|cluster_ip| Addresses {
+                cluster_ip,
+                external_ips: vec![],
+                load_balancer_vips: vec![],
+                source_ranges: vec![],
+            });
+            let service = Service {
+                families: PerFamily { v4: addresses, v6: None },
+                ports: vec![PortSpec { name: "dns".into(), protocol: Protocol::Udp, port, node_port: 0 }],
+                affinity_seconds: None,
+                external_policy_local: false,
+                internal_policy_local: false,
+                health_check_node_port: 0,
+            };
+            let changes = self.state.apply(Event::Service(ObjectKey::new("shop", "dns"), Some(service)));
+            self.flows.note(&self.state, &changes);
+        }
+
+        /// Runs, and tells how often flows were listed.
+        fn run(&mut self) -> usize {
+            self.flows.run(&config(), &self.state);
+            self.flows.kernel.take_listings()
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn flows_wait_for_their_rules() {
+        let mut bench = Bench::new();
+        bench.note_service(53);
+        assert_eq!((bench.flows.due(), bench.run()), (None, 0));
+        bench.flows.rules_in_force(Family::Ipv6);
+        assert_eq!(bench.run(), 0, "another family's");
+        bench.flows.rules_in_force(Family::Ipv4);
+        assert!(bench.flows.due().is_some());
+        assert_eq!(bench.run(), 1);
+        assert_eq!((bench.flows.due(), bench.run()), (None, 0));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_failure_is_made_up_for_in_its_own_pace() {
+        let mut bench = Bench::new();
+        let failure = || Error::RefusedWhole { errno: Errno::ENOBUFS, said: None };
+        bench.note_service(53);
+        bench.flows.rules_in_force(Family::Ipv4);
+        bench.flows.kernel.fail_next_listing(failure());
+        let failed = Instant::now();
+        assert_eq!(bench.run(), 1);
+        // More changes come and their rules too: no reason to hurry.
+        bench.note_service(54);
+        assert_eq!(bench.flows.due(), None, "rules are on their way");
+        bench.flows.rules_in_force(Family::Ipv4);
+        assert_eq!(bench.run(), 0);
+        let due = bench.flows.due().expect("another try");
+        assert!(due >= failed + FIRST_RETRY);
+        tokio::time::sleep_until(due).await;
+        assert_eq!(bench.run(), 1);
+        assert_eq!(bench.flows.due(), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_kernel_that_cannot_is_asked_once() {
+        let mut bench = Bench::new();
+        bench.note_service(53);
+        bench.flows.rules_in_force(Family::Ipv4);
+        bench.flows.kernel.fail_next_listing(Error::Unsupported { what: "ctnetlink", errno: Errno::EINVAL });
+        assert_eq!(bench.run(), 1);
+        bench.note_service(54);
+        bench.flows.rules_in_force(Family::Ipv4);
+        assert_eq!((bench.flows.due(), bench.run()), (None, 0));
     }
 }

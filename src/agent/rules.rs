@@ -17,6 +17,7 @@ use super::pace::Pace;
 use super::repair::Drift;
 use crate::config::{Config, DetectLocal, Source};
 use crate::model::{Changes, Event, Node, State};
+use crate::netlink::conntrack::Conntrack;
 use crate::netlink::{self, NftKernel};
 use crate::render;
 use crate::serve::http::{Shutdown, fired};
@@ -58,7 +59,7 @@ pub struct RuleLoop {
     drift: Arc<drift::Changes>,
     state: State,
     families: Vec<Paced>,
-    flows: FlowLoop,
+    flows: FlowLoop<Conntrack>,
     health_ports: HealthPorts,
     reports: Reports,
     started: Instant,
@@ -79,7 +80,7 @@ impl RuleLoop {
         Self {
             state: State::new(Arc::clone(&config.node_name)),
             families: ground.families.iter().map(paced).collect(),
-            flows: FlowLoop::new(&ground.families, &config.rules, &reports.metrics),
+            flows: FlowLoop::new(Conntrack::default(), &ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
             complete: None,

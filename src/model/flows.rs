@@ -22,6 +22,13 @@ pub struct Ends {
     pub answers: SocketAddr,
 }
 
+/// What the destinations of all flows that may be stale have in common.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Common {
+    pub address: Option<IpAddr>,
+    pub port: Option<u16>,
+}
+
 /// The addresses of this node that accept node ports, in one family.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnAddresses {
@@ -42,6 +49,22 @@ enum Door {
     /// ClusterIP, external IP or load balancer IP, with the service port.
     Address(SocketAddr),
     NodePort(u16),
+}
+
+impl Door {
+    fn address(self) -> Option<IpAddr> {
+        match self {
+            Self::Address(address) => Some(address.ip()),
+            Self::NodePort(_) => None,
+        }
+    }
+
+    fn port(self) -> u16 {
+        match self {
+            Self::Address(address) => address.port(),
+            Self::NodePort(port) => port,
+        }
+    }
 }
 
 /// The doors of a Service and the serving endpoints behind each.
@@ -89,6 +112,17 @@ impl Ledger {
     /// May there be stale flows?
     pub fn is_due(&self) -> bool {
         !self.changed.is_empty()
+    }
+
+    /// Which flows [`Self::is_stale`] need not be asked about: those that differ from this. Most Services have one
+    /// door, and a node's flows are mostly through others.
+    pub fn common(&self) -> Common {
+        let Some(first) = self.changed.keys().next() else { return Common::default() };
+        let all = |same: fn(Door, Door) -> bool| self.changed.keys().all(|door| same(*door, *first));
+        Common {
+            address: first.address().filter(|_| all(|a, b| a.address() == b.address())),
+            port: all(|a, b| a.port() == b.port()).then(|| first.port()),
+        }
     }
 
     /// All stale flows were deleted.

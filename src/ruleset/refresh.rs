@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use super::adopt::Found;
 use super::applied::{Applied, AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::block::{Digest, Kind, Layout, Owner};
+use super::rule::{ChainName, Table};
 use super::step::Step;
 use super::touched::Touched;
 use super::transaction::Handle;
@@ -60,6 +61,12 @@ impl Applied {
     pub fn keep_in_mind(&mut self, step: &Step) {
         let mut chains: Vec<_> = step.deleted.iter().filter(|key| self.chains.contains_key(key)).cloned().collect();
         self.retain_unowned(&mut chains);
+        self.disown(chains, Vec::new());
+    }
+
+    /// Chains that were to be deleted exist still, without rules, and are nobody's.
+    pub fn keep_empty(&mut self, chains: Vec<(Table, ChainName)>) {
+        self.chains.extend(chains.iter().map(|chain| (chain.clone(), AppliedChain::EMPTY)));
         self.disown(chains, Vec::new());
     }
 

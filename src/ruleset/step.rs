@@ -36,12 +36,6 @@ impl Step {
         self.authors.get(run).and_then(|(_, owner)| owner.as_ref())
     }
 
-    /// Notes that chains it was to delete exist still, without rules.
-    pub fn keep_empty(&mut self, chains: Vec<(Table, ChainName)>) {
-        self.deleted.retain(|chain| !chains.contains(chain));
-        self.chains.extend(chains.into_iter().map(|chain| (chain, AppliedChain::EMPTY)));
-    }
-
     pub(super) fn new(family: Family) -> Self {
         Self {
             transaction: Transaction::new(family),
@@ -61,6 +55,12 @@ impl Step {
         if self.authors.last().map_or(0, |(end, _)| *end) < end {
             self.authors.push((end, owner.cloned()));
         }
+    }
+
+    /// Takes all there is in it.
+    pub(super) fn take(&mut self) -> Self {
+        let family = self.transaction.family;
+        mem::replace(self, Self::new(family))
     }
 
     pub(super) fn push(&mut self, op: Op) {
@@ -122,19 +122,6 @@ pub(super) enum HandleRef {
     Known(Handle),
     /// Of the step's rule with this index.
     Added(usize),
-    /// The same among the rules of built-in chains, which end behind all others of the step.
-    Hooked(usize),
-}
-
-impl PendingGroup {
-    /// Its rules stand in the step of the built-in chains, not in that of its owner.
-    pub(super) fn are_hooks(&mut self) {
-        for (_, handle) in &mut self.rules {
-            if let HandleRef::Added(index) = *handle {
-                *handle = HandleRef::Hooked(index);
-            }
-        }
-    }
 }
 
 impl PendingBlock {
@@ -146,15 +133,6 @@ impl PendingBlock {
         }
     }
 
-    /// The rules of built-in chains come next, behind `rules` others.
-    pub(super) fn place_hooks(&mut self, rules: usize) {
-        for handle in self.handles() {
-            if let HandleRef::Hooked(index) = *handle {
-                *handle = HandleRef::Added(rules + index);
-            }
-        }
-    }
-
     fn handles(&mut self) -> impl Iterator<Item = &mut HandleRef> {
         self.groups.iter_mut().flat_map(|g| &mut g.rules).map(|(_, handle)| handle)
     }
@@ -162,7 +140,7 @@ impl PendingBlock {
     pub(super) fn resolve(self, handles: &[Handle]) -> AppliedBlock {
         let resolve = |handle| match handle {
             HandleRef::Known(handle) => handle,
-            HandleRef::Added(index) | HandleRef::Hooked(index) => handles[index],
+            HandleRef::Added(index) => handles[index],
         };
         let groups = self.groups.into_iter().map(|g| AppliedGroup {
             table: g.table,

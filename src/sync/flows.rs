@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::config::RuleConfig;
-use crate::model::flows::{Ends, Ledger};
+use crate::model::flows::{Common, Ends, Ledger};
 use crate::model::{Changes, State};
 use crate::net::Family;
 use crate::netlink::Error;
-use crate::netlink::conntrack::{Flow, Flows};
+use crate::netlink::conntrack::{Flow, Flows, Query};
 use crate::render;
 use crate::serve::Metrics;
 
@@ -52,7 +52,8 @@ impl FlowSync {
         let own = render::own_addresses(config, state, self.family);
         let started = Instant::now();
         let is_stale = |flow: &Flow| self.ledger.is_stale(ends(flow), &own);
-        let found = kernel.udp(self.family, &is_stale);
+        let Common { address, port } = self.ledger.common();
+        let found = kernel.udp(&Query { family: self.family, address, port, wanted: &is_stale });
         let outcome = found.and_then(|stale| kernel.delete(self.family, &stale));
         let deleted = outcome.as_ref().copied().unwrap_or_default();
         self.metrics.conntrack_reconciled(self.family, started.elapsed(), deleted as u64);

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::sender::{Failure, Sender};
-use super::{LeftOut, Programmed};
+use super::{Known, LeftOut, Programmed};
 use crate::model::ObjectKey;
 use crate::netlink::{Errno, Error};
 use crate::render::{self, Context};
@@ -56,7 +56,6 @@ pub(super) struct Run<'a, 'k> {
     pub context: &'a Context<'a>,
     pub layout: &'static Layout,
     pub applied: Applied,
-    /// `applied` was read from the kernel: what it lacks of a Service's rules may be others of the same Service.
     pub adopted: bool,
     /// What stood there for each Service before.
     pub before: &'a HashMap<ObjectKey, Programmed>,
@@ -72,15 +71,15 @@ impl<'a, 'k> Run<'a, 'k> {
         sender: Sender<'k>,
         context: &'a Context<'a>,
         layout: &'static Layout,
-        (applied, adopted): (Applied, bool),
+        known: Known,
         before: &'a HashMap<ObjectKey, Programmed>,
     ) -> Self {
         Self {
             sender,
             context,
             layout,
-            applied,
-            adopted,
+            applied: known.applied,
+            adopted: known.adopted,
             before,
             planned: HashMap::new(),
             left_out: BTreeMap::new(),

@@ -43,11 +43,12 @@ impl<'a> Sender<'a> {
     /// Commits a step and writes it down.
     pub fn commit(&mut self, mut step: Step, applied: &mut Applied) -> Result<(), Failure> {
         let transaction = step.take_transaction();
+        let mut stayed = Vec::new();
         let outcome = if transaction.is_empty() {
             Ok(Vec::new())
         } else if transaction.only_removes() {
-            removal::commit(self, &transaction).map(|stayed| {
-                step.keep_empty(stayed);
+            removal::commit(self, &transaction).map(|chains| {
+                stayed = chains;
                 Vec::new()
             })
         } else {
@@ -56,6 +57,7 @@ impl<'a> Sender<'a> {
         match outcome {
             Ok(handles) => {
                 applied.record(step, &handles);
+                applied.keep_empty(stayed);
                 Ok(())
             }
             Err(error) => {

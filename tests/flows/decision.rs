@@ -50,6 +50,10 @@ impl Scene {
     fn expect(&self, rows: &[(&str, &str, bool)]) {
         for (asked, answers, expected) in rows {
             let flow = Ends { asked: end(asked), answers: end(answers) };
+            let common = self.ledger.common();
+            let outside = common.address.is_some_and(|address| address != flow.asked.ip())
+                || common.port.is_some_and(|port| port != flow.asked.port());
+            assert!(!(outside && *expected), "{asked} is not within {common:?}");
             let fate = |stale| if stale { "stale" } else { "kept" };
             let stale = self.ledger.is_stale(flow, &self.own);
             assert_eq!(fate(stale), fate(*expected), "a flow to {asked} that {answers} answers");
@@ -344,6 +348,30 @@ fn each_family_has_its_flows() {
         ("[fd31::c]:30001", "[fd31::c]:30001", KEPT),
         ("10.96.0.1:53", "10.244.0.9:5353", KEPT),
     ]);
+}
+
+#[test]
+fn a_service_with_one_door_narrows_the_search() {
+    let mut scene = Scene::new();
+    let mut inner = dns(1);
+    inner.ports[1].node_port = 0;
+    inner.families.v4.as_mut().expect("IPv4").external_ips.clear();
+    inner.families.v4.as_mut().expect("IPv4").load_balancer_vips.clear();
+    scene.service("web", inner.clone());
+    let (address, port) = (Some([10, 96, 0, 1].into()), Some(53));
+    assert_eq!(scene.ledger.common(), Common { address, port });
+    inner.families.v4.as_mut().expect("IPv4").external_ips = vec![[203, 0, 113, 1].into()];
+    scene.service("web", inner.clone());
+    assert_eq!(scene.ledger.common(), Common { address: None, port });
+    inner.ports[1].node_port = 30_001;
+    scene.service("web", inner);
+    assert_eq!(scene.ledger.common(), Common::default());
+    scene.ledger.settled();
+    assert_eq!(scene.ledger.common(), Common::default());
+    let mut other = dns(2);
+    other.ports[1].node_port = 53;
+    scene.service("other", other);
+    assert_eq!(scene.ledger.common(), Common { address: None, port });
 }
 
 #[test]

@@ -13,8 +13,8 @@ use sluice::render::KernelFacts;
 use crate::random::Random;
 
 pub const NODE: &str = "node-a";
-const SERVICES: u64 = 8;
-const SLICES: u64 = 14;
+const SERVICES: u64 = 4;
+const SLICES: u64 = 9;
 /// Names that ports of Services and of slices share, with the protocol they have.
 const PORTS: [(&str, Protocol, u16); 4] =
     [("http", Protocol::Tcp, 80), ("dns", Protocol::Udp, 53), ("dns-tcp", Protocol::Tcp, 53), ("sig", Protocol::Sctp, 2905)];
@@ -23,28 +23,20 @@ const PORTS: [(&str, Protocol, u16); 4] =
 pub fn events(random: &mut Random) -> Vec<Event> {
     match random.below(24) {
         0 => vec![Event::Nodes(vec![(ObjectKey::new("", NODE), node(random))])],
-        1 => vec![Event::Services(
-            (0..SERVICES)
-                .filter(|_| random.chance(2))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|i| (name(i), service(i, random)))
-                .collect(),
-        )],
-        2 => vec![Event::Slices(
-            (0..SLICES)
-                .filter(|_| random.chance(2))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .map(|i| (slice_name(i), slice(i, random)))
-                .collect(),
-        )],
+        1 => vec![Event::Services(some(SERVICES, random).map(|i| (name(i), service(i, random))).collect())],
+        2 => vec![Event::Slices(some(SLICES, random).map(|i| (slice_name(i), slice(i, random))).collect())],
         3 => vec![Event::Addresses(addresses(random))],
         4 => vec![Event::Service(name(random.below(SERVICES)), None)],
         5 => vec![Event::Slice(slice_name(random.below(SLICES)), None)],
         6 => (0..random.below(6)).map(|_| one_object(random)).collect(),
         _ => vec![one_object(random)],
     }
+}
+
+/// About half of the numbers below `end`.
+fn some(end: u64, random: &mut Random) -> impl Iterator<Item = u64> + use<> {
+    let chosen: Vec<_> = (0..end).filter(|_| random.chance(2)).collect();
+    chosen.into_iter()
 }
 
 fn one_object(random: &mut Random) -> Event {
@@ -153,7 +145,7 @@ fn slice(i: u64, random: &mut Random) -> EndpointSlice {
         service: name(owner),
         family,
         ports: ports.map(|&(name, protocol, port)| SlicePort { name: name.into(), protocol, port: target + port }).collect(),
-        endpoints: (0..random.below(5)).map(|_| endpoint(family, owner, random)).collect(),
+        endpoints: (0..random.below(4)).map(|_| endpoint(family, owner, random)).collect(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use super::super::conntrack::{Flow, Flows};
+use super::super::conntrack::{Flow, Flows, Query};
 use super::super::error::Error;
 use crate::net::{Family, PerFamily};
 
@@ -45,9 +45,14 @@ impl FakeFlows {
 }
 
 impl Flows for FakeFlows {
-    fn udp(&mut self, family: Family, wanted: &dyn Fn(&Flow) -> bool) -> Result<Vec<Flow>, Error> {
+    fn udp(&mut self, query: &Query<'_>) -> Result<Vec<Flow>, Error> {
         self.listings += 1;
-        let found = || self.flows[family].iter().copied().filter(wanted).collect();
+        let asked = |flow: &Flow| {
+            let destination = flow.original.destination;
+            query.address.is_none_or(|address| address == destination.ip())
+                && query.port.is_none_or(|port| port == destination.port())
+        };
+        let found = || self.flows[query.family].iter().copied().filter(asked).filter(query.wanted).collect();
         self.failing_listing.take().map_or_else(|| Ok(found()), Err)
     }
 
