@@ -211,6 +211,16 @@ fn a_table_that_was_emptied_is_filled_again_with_the_next_change() {
     let mut bench = Bench::with(10);
     bench.kernel.forget(FAMILY, Table::Nat);
     bench.sync(web(3, 3));
+    bench.assert_as_rendered();
+}
+
+/// `nft flush ruleset`, and the kernel tells: the built-in chains that we made are gone with their jumps.
+#[test]
+fn tables_that_are_gone_are_made_again_with_all_their_jumps() {
+    let mut bench = Bench::with(3);
+    for table in Table::ALL {
+        bench.kernel.forget(FAMILY, table);
+    }
     bench.sync.drifted(&Touched::everything());
     bench.sync([]);
     bench.assert_as_rendered();

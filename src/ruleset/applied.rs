@@ -17,7 +17,7 @@ pub struct Applied {
     pub(super) tables: BTreeSet<Table>,
     /// Chains that exist and are complete in themselves.
     pub(super) chains: HashMap<ChainKey, AppliedChain>,
-    /// Shared chains that exist; what stands in them is known by owner.
+    /// Shared chains that exist, the built-in ones among them; what stands in them is known by owner.
     pub(super) shared: BTreeSet<ChainKey>,
     pub(super) owners: HashMap<Owner, AppliedBlock>,
     /// How many rules of ours each table holds.
@@ -74,7 +74,10 @@ impl Applied {
 
     /// Writes down that `step` was committed, with the handles of the rules it added.
     pub fn record(&mut self, step: Step, handles: &[Handle]) {
-        self.tables.extend(step.tables);
+        for table in step.tables {
+            self.tables.insert(table);
+            self.shared.extend(table.builtin_chains().iter().map(|&chain| (table, chain.into())));
+        }
         self.shared.extend(step.shared);
         for (key, chain) in step.chains {
             *self.rules.entry(key.0).or_default() += chain.rules;
