@@ -110,7 +110,7 @@ fn reachable(chains: &Chains) -> BTreeSet<String> {
     while let Some(chain) = open.pop() {
         if found.insert(chain.to_owned()) {
             let rules = chains.get(chain).into_iter().flatten();
-            open.extend(rules.filter_map(|rule| Some(rule.split(" -j ").nth(1)?.split(' ').next()?)));
+            open.extend(rules.filter_map(|rule| rule.split(" -j ").nth(1)?.split(' ').next()));
         }
     }
     found
@@ -140,8 +140,7 @@ fn whatever_piece_comes_last_no_packet_meets_half_a_service() {
 
     // A relist that lacks all but ten of them, and has others in their place.
     let kept = (0..10).chain(SERVICES..2 * SERVICES);
-    let (slices, services): (Vec<_>, Vec<_>) =
-        kept.map(|i| web(i, 2).into()).map(|[slice, service]: [Event; 2]| (slice, service)).unzip();
+    let (slices, services): (Vec<_>, Vec<_>) = kept.map(|i| web(i, 2)).map(|[slice, service]| (slice, service)).unzip();
     let slices =
         slices.into_iter().filter_map(|event| if let Event::Slice(key, Some(slice)) = event { Some((key, slice)) } else { None });
     let services = services
