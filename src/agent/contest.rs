@@ -10,14 +10,15 @@ use tokio::time::Instant;
 
 use crate::ruleset::Touched;
 
-/// So many repairs of the same chains within this time are a contest.
-const REPAIRS: usize = 5;
-const WITHIN: Duration = Duration::from_secs(30);
+/// So many repairs of the same chains within this time are a contest. Nobody does that by hand, nor with a script that
+/// looks whether the repair came; two programs that listen to each other do it in a second.
+const REPAIRS: usize = 20;
+const WITHIN: Duration = Duration::from_secs(10);
 /// In a contest the next repair waits this long, the one after twice as long, and so on.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LAST_WAIT: Duration = Duration::from_secs(30);
-/// Without a repair for so long it is over. Longer than the longest wait, or it would end while one waits.
-const QUIET: Duration = Duration::from_mins(1);
+/// Without a repair for three times the last wait it is over, and not before this.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// The repairs of one family's rules, and whether somebody undoes them.
 #[derive(Debug, Default)]
@@ -33,6 +34,13 @@ pub struct Contest {
 struct Slowed {
     last: Instant,
     wait: Duration,
+}
+
+impl Slowed {
+    /// Longer than the wait, or it would be over while a repair waits.
+    fn end(self) -> Instant {
+        self.last + QUIET.max(self.wait * 3)
+    }
 }
 
 impl Contest {
@@ -69,12 +77,12 @@ impl Contest {
 
     /// When it is over unless another repair is needed before.
     pub fn end(&self) -> Option<Instant> {
-        self.slowed.map(|slowed| slowed.last + QUIET)
+        self.slowed.map(Slowed::end)
     }
 
     /// Ends it when it has been quiet for long enough; true when it just has.
     pub fn end_if_quiet(&mut self, now: Instant) -> bool {
-        self.slowed.take_if(|slowed| now >= slowed.last + QUIET).is_some()
+        self.slowed.take_if(|slowed| now >= slowed.end()).is_some()
     }
 
     fn forget(&mut self) {
@@ -99,39 +107,39 @@ mod tests {
         touched
     }
 
-    /// Repairs of these chains, so many seconds apart; when a contest began.
-    fn begins(chains: &[&str], seconds: u64) -> Option<usize> {
+    /// Repairs of these chains in turn, so many milliseconds apart; with which of them a contest began.
+    fn begins(chains: &[&str], milliseconds: u64) -> Option<usize> {
         let (mut contest, start) = (Contest::default(), Instant::now());
-        let step = Duration::from_secs(seconds);
-        (0_u32..).zip(chains).position(|(n, name)| contest.repaired(&chain(name), start + step * n))
+        let step = Duration::from_millis(milliseconds);
+        (0..60_u32).zip(chains.iter().cycle()).position(|(n, name)| contest.repaired(&chain(name), start + step * n))
     }
 
     #[test]
-    fn the_same_chain_five_times_in_half_a_minute_is_a_contest() {
-        assert_eq!(begins(&["A"; 8], 1), Some(4));
-        assert_eq!(begins(&["A"; 8], 7), Some(4));
-        assert_eq!(begins(&["A"; 30], 8), None, "four in 30 s");
-        assert_eq!(begins(&["A", "B", "A", "B", "A", "B"], 1), Some(5), "the first of B is none of it");
+    fn the_same_chain_twenty_times_in_ten_seconds_is_a_contest() {
+        assert_eq!(begins(&["A"], 10), Some(19));
+        assert_eq!(begins(&["A"], 500), Some(19));
+        assert_eq!(begins(&["A"], 600), None, "seventeen in 10 s");
+        assert_eq!(begins(&["A", "B"], 10), Some(20), "the first of B is none of it");
     }
 
     #[test]
     fn who_deletes_this_and_that_is_no_opponent() {
-        assert_eq!(begins(&["A", "B", "C", "D", "E", "F", "G", "H"], 1), None);
-        assert_eq!(begins(&["A", "A", "A", "A", "B"], 1), None);
+        let many: Vec<_> = (0..60).map(|n| format!("KUBE-SEP-{n}")).collect();
+        assert_eq!(begins(&many.iter().map(String::as_str).collect::<Vec<_>>(), 10), None);
     }
 
     #[test]
     fn everything_meets_everything() {
         let (mut contest, now) = (Contest::default(), Instant::now());
-        let turns: Vec<_> = (0..5).map(|_| contest.repaired(&Touched::everything(), now)).collect();
-        assert_eq!(turns, [false, false, false, false, true]);
+        let turn = (0..REPAIRS).position(|_| contest.repaired(&Touched::everything(), now));
+        assert_eq!(turn, Some(REPAIRS - 1));
     }
 
     #[test]
     fn repairs_become_slow_until_it_is_quiet() {
         let (mut contest, start) = (Contest::default(), Instant::now());
         assert_eq!((contest.is_on(), contest.not_before(), contest.end()), (false, None, None));
-        for _ in 0..5 {
+        for _ in 0..REPAIRS {
             contest.repaired(&chain("A"), start);
         }
         let mut now = start;
@@ -143,10 +151,10 @@ mod tests {
             assert!(!contest.end_if_quiet(now) && !contest.repaired(&chain("A"), now));
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(contest.end(), Some(now + Duration::from_mins(1)));
-        assert!(!contest.end_if_quiet(now + Duration::from_secs(59)));
-        assert!(contest.end_if_quiet(now + Duration::from_mins(1)) && !contest.is_on());
-        assert!(!contest.end_if_quiet(now + Duration::from_secs(90)), "it ends once");
-        assert!(!contest.repaired(&chain("A"), now + Duration::from_secs(61)), "and begins anew");
+        assert_eq!(contest.end(), Some(now + Duration::from_secs(90)));
+        assert!(!contest.end_if_quiet(now + Duration::from_secs(89)));
+        assert!(contest.end_if_quiet(now + Duration::from_secs(90)) && !contest.is_on());
+        assert!(!contest.end_if_quiet(now + Duration::from_secs(95)), "it ends once");
+        assert!(!contest.repaired(&chain("A"), now + Duration::from_secs(91)), "and begins anew");
     }
 }

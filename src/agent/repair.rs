@@ -96,7 +96,7 @@ impl Repairs {
     pub fn end_contest_if_quiet(&mut self, family: Family, now: Instant, metrics: &Metrics) {
         if self.contest.end_if_quiet(now) {
             metrics.repairs_slowed(family, false);
-            tracing::info!("nobody has changed {family} rules of this proxy for a minute: repairs are made at once again");
+            tracing::info!("nobody has changed {family} rules of this proxy for a while: repairs are made at once again");
         }
     }
 
@@ -125,7 +125,7 @@ impl Repairs {
             metrics.repairs_slowed(family, true);
             tracing::warn!(
                 "{} changes {family} rules of this proxy again and again, last in {}: is another proxy running on this node? \
-                 Repairs are made more slowly from now on, every 1 s to 30 s, until it has been quiet for a minute",
+                 Repairs are made more slowly from now on, every 1 s to 30 s, until it has been quiet for a while",
                 authors(&drift.by),
                 chains(&drift.touched),
             );
