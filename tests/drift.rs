@@ -124,9 +124,11 @@ fn dump(node: &Node) -> String {
     canonical(&node.rules())
 }
 
-/// From the notification to the commit, in seconds: in a debug build on a machine with other work a look at everything
-/// takes a second.
-const AT_ONCE: &str = "5";
+/// From the notification to the commit, in seconds; what a busy machine may add to some, in a debug build.
+const AT_ONCE: &str = "0.1";
+const BUSY: &str = "1";
+/// The same where the kernel does not tell which chain it was, so that all are read, in a debug build.
+const READ_ALL: &str = "5";
 
 #[test]
 fn what_somebody_breaks_is_back_at_once() {
@@ -166,7 +168,10 @@ fn what_somebody_breaks_is_back_at_once() {
         assert_eq!(field.repairs(), n + 1, "{what}: one repair and no more");
     }
     assert_eq!(field.metric("sluice_drift_repairs_total{cause=\"notification\""), damages.len());
-    assert_eq!(field.repaired_within(AT_ONCE), damages.len(), "{}", field.drift_metrics());
+    let at_once = damages.iter().filter(|(what, _)| !what.contains("another name")).count();
+    assert!(field.repaired_within(AT_ONCE) > at_once / 2, "{}", field.drift_metrics());
+    assert!(field.repaired_within(BUSY) >= at_once, "{}", field.drift_metrics());
+    assert_eq!(field.repaired_within(READ_ALL), damages.len(), "{}", field.drift_metrics());
     let log = field.run.stop();
     let told = log.lines().find(|line| line.contains(&format!("changed IPv4 rules of this proxy in nat {svc}: put right with")));
     assert!(told.is_some_and(|line| line.contains(" iptables (pid ") && line.contains("netlink port ")), "{log}");
