@@ -223,6 +223,7 @@ mod tests {
         assert_eq!(chains(&waiting.touched), "nat KUBE-SVC-A, nat KUBE-SVC-B");
         assert_eq!(waiting.by.iter().map(|by| by.port).collect::<Vec<_>>(), [3, 4, 1]);
     }
+
     #[test]
     fn a_contest_is_told_by_its_metric_until_it_has_been_quiet() {
         let (mut repairs, metrics) = (Repairs::default(), Metrics::new());
@@ -230,7 +231,7 @@ mod tests {
             let text = metrics.encode(crate::serve::metrics::Format::Prometheus).unwrap();
             text.lines().any(|line| line == r#"sluice_drift_repairs_slowed{ip_family="IPv4"} 1"#)
         };
-        for turn in 0..5 {
+        for turn in 0..20 {
             assert!(!slowed(), "{turn}");
             repairs.note(drift(&["KUBE-SERVICES"], &[7]));
             repairs.looked(Family::Ipv4, 1, &metrics);

@@ -100,10 +100,7 @@ impl Applied {
 
     fn refresh_shared(&mut self, touched: &Touched, found: HashMap<ChainKey, Vec<(Digest, Handle)>>) -> Unclaimed {
         let mut unclaimed = Unclaimed::new();
-        // Those that came with a table were never noted one by one.
-        let built_in = Table::ALL.into_iter().flat_map(|table| table.builtin_chains().iter().map(move |c| (table, (*c).into())));
-        let known: HashSet<ChainKey> = self.shared.iter().cloned().chain(built_in).collect();
-        for key in known.iter().filter(|key| touched.contains(key) && !found.contains_key(key)) {
+        for key in self.shared.iter().filter(|key| touched.contains(key) && !found.contains_key(key)) {
             // Its rules went with it; and a table without one of its built-in chains is not complete.
             unclaimed.insert(key.clone(), HashMap::new());
             if key.0.builtin_chains().contains(&key.1.as_str()) {

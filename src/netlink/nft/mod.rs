@@ -34,7 +34,7 @@ use wire::{NFGENMSG, NFTA_GEN_ID, kind, nfgenmsg};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// From so many operations on, a transaction is not told to the monitor: that the kernel makes a notification of each
-/// operation, only to throw it away, costs a first load of 20,000 Services a third more (3.4 s for 2.4 s). To close its
+/// operation, only to throw it away, costs a first load of 20,000 Services nearly half as much again (3.5 s for 2.4 s). To close its
 /// ears and open them again costs as much as some ten operations.
 const LOUD: usize = 500;
 
