@@ -6,14 +6,14 @@
 //! The order of operations is a promise, and lives here:
 //!
 //! 1. New chains first: nothing jumps to them yet, so a large first load may commit them in pieces.
-//! 2. Then, in one transaction, chains whose rules changed (flushed and refilled) and the rules in
-//!    shared chains: a Service becomes reachable, changes, or loses an endpoint at once.
-//! 3. Then, in a transaction of its own, what is gone: rules of owners that went away, and chains,
+//! 2. Then chains whose rules changed (flushed and refilled) and the rules in shared chains: a Service becomes
+//!    reachable, changes, or loses an endpoint at once. A big change is committed in pieces, each of whole Services.
+//! 3. With the last of these the rules of built-in chains, behind all that they lead to.
+//! 4. Then, in transactions of their own, what is gone: rules of owners that went away, and chains,
 //!    each before those it jumps to. Deletions are not validated by the kernel, and would make the
 //!    next addition wait (netlink.md §2).
 
 use std::collections::HashSet;
-use std::mem;
 
 use super::applied::{Applied, AppliedBlock, AppliedGroup, ChainKey};
 use super::block::{Block, Digest, Group, Layout, OwnedChain, Owner, Side};
@@ -25,6 +25,8 @@ use crate::net::Family;
 /// A first load is committed in pieces of about this many operations. At some 700 bytes a rule that is
 /// 4 MB, which keeps memory and the time that others wait for the kernel's lock low (netlink.md §2).
 const PIECE: usize = 6000;
+/// The same for what packets meet at once: each piece costs a validation of all that is reachable, so they are larger.
+const LIVE_PIECE: usize = 2 * PIECE;
 
 /// Makes steps out of wanted blocks. The mode's own block is to be given first where it changed: other
 /// blocks jump to its chains.
@@ -34,9 +36,11 @@ pub struct Planner {
     fresh: Step,
     /// Changes that packets may meet at once.
     live: Step,
-    /// Rules of the built-in chains: after everything they lead to.
+    /// Shared rules of owners that have some in built-in chains: after everything they lead to.
     hooks: Step,
     gone: Step,
+    /// Chains of those owners that are gone: after the rules that led to them.
+    unhooked: Step,
     /// Chains that an owner came to want.
     claimed: HashSet<ChainKey>,
 }
@@ -48,6 +52,7 @@ impl Planner {
             live: Step::new(family),
             hooks: Step::new(family),
             gone: Step::new(family),
+            unhooked: Step::new(family),
             claimed: HashSet::new(),
         };
         planner.lay_ground(applied, layout);
@@ -83,7 +88,7 @@ impl Planner {
         let flush = |(table, chain): &&ChainKey| Op::FlushChain { table: *table, chain: chain.clone() };
         self.gone.transaction.ops.extend(unwanted.iter().map(flush));
         for chain in unwanted {
-            Self::drop_chain(&mut self.gone, chain);
+            drop_chain(&mut self.gone, chain);
         }
         self.gone.owners.push((Owner::Nobody, None));
         self.gone.ascribe(Some(&Owner::Nobody));
@@ -93,7 +98,7 @@ impl Planner {
     /// with, and what was committed of its pieces since.
     pub fn want(&mut self, applied: &Applied, owner: &Owner, block: Option<Block>) {
         self.compare(applied, owner, block);
-        for step in [&mut self.fresh, &mut self.live, &mut self.hooks, &mut self.gone] {
+        for step in [&mut self.fresh, &mut self.live, &mut self.hooks, &mut self.gone, &mut self.unhooked] {
             step.ascribe(Some(owner));
         }
     }
@@ -113,29 +118,39 @@ impl Planner {
             self.claimed.extend(chains.iter().cloned());
         }
         block.chains.into_iter().for_each(|chain| self.want_chain(applied, chain));
-        let groups = self.want_groups(block.groups, before);
+        let hooked = block.groups.iter().any(is_hook);
+        let step = if hooked { &mut self.hooks } else { &mut self.live };
+        let groups = want_groups(step, block.groups, before);
         let lost = before.chains.iter().rev().filter(|c| !chains.contains(c));
-        lost.for_each(|chain| Self::drop_chain(&mut self.gone, chain));
+        let gone = if hooked { &mut self.unhooked } else { &mut self.gone };
+        lost.for_each(|chain| drop_chain(gone, chain));
         if let Some(groups) = groups.or_else(|| (chains != before.chains).then(|| keep(&before.groups))) {
-            self.live.owners.push((owner.clone(), Some(PendingBlock { chains, groups })));
+            step.owners.push((owner.clone(), Some(PendingBlock { chains, groups })));
         }
     }
 
-    /// A piece of a large load that can be committed already.
+    /// A piece of a big load or change that can be committed already.
     pub fn take_piece(&mut self) -> Option<Step> {
-        let family = self.fresh.transaction.family;
-        (self.fresh.transaction.len() >= PIECE).then(|| mem::replace(&mut self.fresh, Step::new(family)))
+        if self.fresh.transaction.len() >= PIECE {
+            return Some(self.fresh.take());
+        }
+        let much_gone = self.gone.transaction.len() >= LIVE_PIECE;
+        if self.live.transaction.len() >= LIVE_PIECE || (much_gone && !self.live.transaction.is_empty()) {
+            let mut piece = self.fresh.take();
+            piece.absorb(self.live.take());
+            return Some(piece);
+        }
+        much_gone.then(|| self.gone.take())
     }
 
     /// The rest, in the order it is to be committed; no step is empty.
     pub fn finish(self) -> Vec<Step> {
-        let mut first = self.fresh;
-        first.absorb(self.live);
-        let before_hooks = first.added;
-        first.owners.iter_mut().filter_map(|(_, pending)| pending.as_mut()).for_each(|p| p.place_hooks(before_hooks));
-        first.absorb(self.hooks);
+        let Self { fresh: mut first, live, hooks, mut gone, unhooked, .. } = self;
+        first.absorb(live);
+        first.absorb(hooks);
+        gone.absorb(unhooked);
         let worth = |step: &Step| !step.transaction.is_empty() || !step.owners.is_empty();
-        [first, self.gone].into_iter().filter(worth).collect()
+        [first, gone].into_iter().filter(worth).collect()
     }
 
     fn want_chain(&mut self, applied: &Applied, chain: OwnedChain) {
@@ -154,42 +169,41 @@ impl Planner {
         }
     }
 
-    /// Brings the groups of one owner about; `None`: they are what they were.
-    fn want_groups(&mut self, groups: Vec<Group>, before: &AppliedBlock) -> Option<Vec<PendingGroup>> {
-        let mut changed = false;
-        for old in before.groups.iter().filter(|old| !groups.iter().any(|g| old.is(g))) {
-            changed = true;
-            delete_rules(&mut self.live, old, &old.rules);
-        }
-        let mut pending = Vec::with_capacity(groups.len());
-        // From the last to the first: each is put at the head, so they end in the order given.
-        for group in groups.into_iter().rev() {
-            let old = before.groups.iter().find(|old| old.is(&group));
-            let builtin = group.table.builtin_chains().contains(&group.chain.as_str());
-            let step = if builtin { &mut self.hooks } else { &mut self.live };
-            let (mut group, differs) = want_group(step, group, old.map_or(&[], |o| &o.rules));
-            if builtin {
-                group.are_hooks();
-            }
-            changed |= differs;
-            pending.push(group);
-        }
-        pending.reverse();
-        changed.then_some(pending)
-    }
-
     fn drop_all(&mut self, owner: &Owner, before: &AppliedBlock) {
         for group in &before.groups {
             delete_rules(&mut self.gone, group, &group.rules);
         }
-        before.chains.iter().rev().for_each(|chain| Self::drop_chain(&mut self.gone, chain));
+        before.chains.iter().rev().for_each(|chain| drop_chain(&mut self.gone, chain));
         self.gone.owners.push((owner.clone(), None));
     }
+}
 
-    fn drop_chain(step: &mut Step, key: &ChainKey) {
-        step.push(Op::DeleteChain { table: key.0, chain: key.1.clone() });
-        step.deleted.push(key.clone());
+fn drop_chain(step: &mut Step, key: &ChainKey) {
+    step.push(Op::DeleteChain { table: key.0, chain: key.1.clone() });
+    step.deleted.push(key.clone());
+}
+
+fn is_hook(group: &Group) -> bool {
+    group.table.builtin_chains().contains(&group.chain.as_str())
+}
+
+/// Brings the groups of one owner about; `None`: they are what they were.
+fn want_groups(step: &mut Step, groups: Vec<Group>, before: &AppliedBlock) -> Option<Vec<PendingGroup>> {
+    let mut changed = false;
+    for old in before.groups.iter().filter(|old| !groups.iter().any(|g| old.is(g))) {
+        changed = true;
+        delete_rules(step, old, &old.rules);
     }
+    let mut pending = Vec::with_capacity(groups.len());
+    // From the last to the first: each is put at the head, so they end in the order given.
+    for group in groups.into_iter().rev() {
+        let old = before.groups.iter().find(|old| old.is(&group));
+        let (group, differs) = want_group(step, group, old.map_or(&[], |o| &o.rules));
+        changed |= differs;
+        pending.push(group);
+    }
+    pending.reverse();
+    changed.then_some(pending)
 }
 
 fn keep(groups: &[AppliedGroup]) -> Vec<PendingGroup> {

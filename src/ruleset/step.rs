@@ -57,6 +57,12 @@ impl Step {
         }
     }
 
+    /// Takes all there is in it.
+    pub(super) fn take(&mut self) -> Self {
+        let family = self.transaction.family;
+        mem::replace(self, Self::new(family))
+    }
+
     pub(super) fn push(&mut self, op: Op) {
         self.transaction.ops.push(op);
     }
@@ -116,19 +122,6 @@ pub(super) enum HandleRef {
     Known(Handle),
     /// Of the step's rule with this index.
     Added(usize),
-    /// The same among the rules of built-in chains, which end behind all others of the step.
-    Hooked(usize),
-}
-
-impl PendingGroup {
-    /// Its rules stand in the step of the built-in chains, not in that of its owner.
-    pub(super) fn are_hooks(&mut self) {
-        for (_, handle) in &mut self.rules {
-            if let HandleRef::Added(index) = *handle {
-                *handle = HandleRef::Hooked(index);
-            }
-        }
-    }
 }
 
 impl PendingBlock {
@@ -140,15 +133,6 @@ impl PendingBlock {
         }
     }
 
-    /// The rules of built-in chains come next, behind `rules` others.
-    pub(super) fn place_hooks(&mut self, rules: usize) {
-        for handle in self.handles() {
-            if let HandleRef::Hooked(index) = *handle {
-                *handle = HandleRef::Added(rules + index);
-            }
-        }
-    }
-
     fn handles(&mut self) -> impl Iterator<Item = &mut HandleRef> {
         self.groups.iter_mut().flat_map(|g| &mut g.rules).map(|(_, handle)| handle)
     }
@@ -156,7 +140,7 @@ impl PendingBlock {
     pub(super) fn resolve(self, handles: &[Handle]) -> AppliedBlock {
         let resolve = |handle| match handle {
             HandleRef::Known(handle) => handle,
-            HandleRef::Added(index) | HandleRef::Hooked(index) => handles[index],
+            HandleRef::Added(index) => handles[index],
         };
         let groups = self.groups.into_iter().map(|g| AppliedGroup {
             table: g.table,
