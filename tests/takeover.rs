@@ -81,12 +81,12 @@ fn handles(node: &Namespace) -> BTreeSet<(Family, Table, String, Handle)> {
         let mut kernel = NftKernel::open().expect("nf_tables");
         let mut all = BTreeSet::new();
         for family in Family::ALL {
-            let mut visit = |seen| {
-                if let Seen::Rule { table, chain, handle, .. } = seen {
+            let mut add = |found| {
+                if let Seen::Rule { table, chain, handle, .. } = found {
                     all.insert((family, table, chain.as_str().to_owned(), handle));
                 }
             };
-            kernel.read(family, &mut visit).expect("a reading");
+            kernel.read(family, &mut add).expect("a reading");
         }
         all
     })

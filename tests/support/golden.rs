@@ -73,7 +73,7 @@ pub fn for_each(scenarios: &[PathBuf], judge: impl Fn(&Path) -> Vec<String> + Sy
         let halves = [even, odd].map(|half| scope.spawn(|| half.into_iter().flat_map(|(_, s)| judge(s)).collect::<Vec<_>>()));
         halves.map(|half| half.join().expect("a judge")).concat()
     });
-    assert!(failures.is_empty(), "{} of {} scenarios differ:\n{}", failures.len(), scenarios.len(), failures.join("\n"));
+    assert!(failures.is_empty(), "{} differences in {} scenarios:\n{}", failures.len(), scenarios.len(), failures.join("\n"));
 }
 
 /// What differs between the golden dumps in `folder` and the rules of `node`.
