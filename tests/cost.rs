@@ -71,7 +71,8 @@ fn costs(services: u32) -> [Summary; 4] {
     [
         cluster.sync([Event::Slice(slice_key(one), Some(some_slice(one, 3)))]),
         cluster.sync([Event::Slice(slice_key(one), Some(some_slice(one, 2)))]),
-        cluster.sync([Event::Slice(slice_key(new), Some(some_slice(new, 2))), Event::Service(name(new), Some(some_service(new)))]),
+        cluster
+            .sync([Event::Slice(slice_key(new), Some(some_slice(new, 2))), Event::Service(name(new), Some(some_service(new)))]),
         cluster.sync([Event::Service(name(new), None)]),
     ]
 }

@@ -242,15 +242,15 @@ impl State {
         self.received.services = true;
         let all = all.into_iter().map(|(key, service)| (key, Known::new(service))).collect();
         let before = std::mem::replace(&mut self.services, all);
-        let changed = different(&before, &self.services, |a, b| a.service == b.service);
+        let other = different(&before, &self.services, |a, b| a.service == b.service);
         self.endpoint_totals = PerFamily::default();
         for (key, known) in before {
-            if let Some(now) = self.services.get_mut(&key).filter(|_| !changed.contains(&key)) {
+            if let Some(now) = self.services.get_mut(&key).filter(|_| !other.contains(&key)) {
                 now.endpoints = known.endpoints;
                 add(&mut self.endpoint_totals, known.endpoints);
             }
         }
-        changes.services.extend(changed);
+        changes.services.extend(other);
     }
 
     fn replace_slices(&mut self, all: Vec<(ObjectKey, EndpointSlice)>, changes: &mut Changes) {
@@ -308,11 +308,15 @@ impl Known {
 }
 
 fn add(total: &mut PerFamily<usize>, part: PerFamily<usize>) {
-    Family::ALL.into_iter().for_each(|family| total[family] += part[family]);
+    for family in Family::ALL {
+        total[family] += part[family];
+    }
 }
 
 fn subtract(total: &mut PerFamily<usize>, part: PerFamily<usize>) {
-    Family::ALL.into_iter().for_each(|family| total[family] -= part[family]);
+    for family in Family::ALL {
+        total[family] -= part[family];
+    }
 }
 
 /// The keys that only one of two maps has, or that have another value in each.
