@@ -262,7 +262,9 @@ fn what_was_read_is_undisturbed_until_somebody_else_commits() {
             commit(&mut kernel, Family::Ipv4, vec![new_chain("KUBE-C")]);
             commit(&mut kernel, Family::Ipv4, vec![Op::DeleteChain { table: Table::Nat, chain: "KUBE-C".into() }]);
             assert_eq!(undisturbed(&mut kernel), [false, false], "{line}");
-            Family::ALL.into_iter().for_each(|family| kernel.read(family, &mut |_| {}).unwrap());
+            for family in Family::ALL {
+                kernel.read(family, &mut |_| {}).unwrap();
+            }
             assert_eq!(undisturbed(&mut kernel), [true, true]);
         }
     });

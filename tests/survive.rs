@@ -11,7 +11,7 @@ use std::thread;
 use sluice::netlink::NftKernel;
 use support::crowd::Crowd;
 use support::lab::{A1, A2, B1, CLIENT, FAMILIES, Lab};
-use support::netns::Namespace;
+use support::netns::{Namespace, set_sysctl};
 use support::objects::{Door, Service};
 use support::proxy::{BINARY, Sluice, arguments};
 use support::traffic::{Datagrams, Fate, Protocol, Session, ask};
@@ -34,6 +34,8 @@ fn connections_outlive_changes_restarts_and_kills() {
         return;
     }
     let lab = Lab::new("survive");
+    // A busy machine may take longer than half a minute from one question of a UDP client to its next.
+    lab.node_a.run(|| set_sysctl("netfilter/nf_conntrack_udp_timeout", "600"));
     let node = Proxied::new(&lab);
     let sluice = node.start(OTHERS, &(0..0));
     let mut open = Open::new(&lab, &node.services[0]);

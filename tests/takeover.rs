@@ -79,16 +79,16 @@ fn restore(node: &Namespace, tool: &str, dump: &str) {
 fn handles(node: &Namespace) -> BTreeSet<(Family, Table, String, Handle)> {
     node.run(|| {
         let mut kernel = NftKernel::open().expect("nf_tables");
-        let mut handles = BTreeSet::new();
+        let mut all = BTreeSet::new();
         for family in Family::ALL {
             let mut note = |seen| {
                 if let Seen::Rule { table, chain, handle, .. } = seen {
-                    handles.insert((family, table, chain.as_str().to_owned(), handle));
+                    all.insert((family, table, chain.as_str().to_owned(), handle));
                 }
             };
             kernel.read(family, &mut note).expect("a reading");
         }
-        handles
+        all
     })
 }
 

@@ -143,9 +143,9 @@ mod tests {
             assert!(!contest.end_if_quiet(now) && !contest.repaired(&chain("A"), now));
         }
         assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
-        assert_eq!(contest.end(), Some(now + Duration::from_secs(60)));
+        assert_eq!(contest.end(), Some(now + Duration::from_mins(1)));
         assert!(!contest.end_if_quiet(now + Duration::from_secs(59)));
-        assert!(contest.end_if_quiet(now + Duration::from_secs(60)) && !contest.is_on());
+        assert!(contest.end_if_quiet(now + Duration::from_mins(1)) && !contest.is_on());
         assert!(!contest.end_if_quiet(now + Duration::from_secs(90)), "it ends once");
         assert!(!contest.repaired(&chain("A"), now + Duration::from_secs(61)), "and begins anew");
     }

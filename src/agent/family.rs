@@ -23,7 +23,7 @@ const GIVEN_UP: u32 = 5;
 #[derive(Debug)]
 pub struct Paced {
     sync: FamilySync,
-    /// Not yet handed to the sync: a repair goes first, so that it is known what it took.
+    /// Not yet handed to the sync: repairs are made apart, so that it is known what they took.
     changes: Changes,
     repairs: Repairs,
     failures: u32,
@@ -107,13 +107,37 @@ impl Paced {
         let change = self.is_due() && may(pace.earliest(Work::Change));
         // What is made for a change is made on true ground, contest or not.
         let repair = change || may(pace.earliest(Work::Repair)) && may(self.repairs.not_before());
-        let repaired = if repair { self.repair(kernel, inputs, (health, metrics)) } else { None };
-        if !change || matches!(repaired, Some(Err(_))) {
-            return repaired;
+        // Each on its own, so that it is known what a repair took. One that looks at everything sends waiting changes
+        // too, so where nobody told of any damage they go first.
+        let order = if self.repairs.is_told() || self.changes.is_empty() {
+            [Work::Repair, Work::Change]
+        } else {
+            [Work::Change, Work::Repair]
+        };
+        let mut done: Option<Summary> = None;
+        for work in order {
+            let outcome = match work {
+                Work::Repair if repair => self.repair(kernel, inputs, (health, metrics)),
+                Work::Change if change => Some(self.change(kernel, inputs, (health, metrics))),
+                _ => None,
+            };
+            match outcome {
+                Some(Ok(summary)) => done = Some(done.unwrap_or_default().and(summary)),
+                Some(Err(error)) => return Some(Err(error)),
+                None => {}
+            }
         }
+        done.map(Ok)
+    }
+
+    fn change(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        inputs: Inputs<'_>,
+        reports: (&Health, &Metrics),
+    ) -> Result<Summary, netlink::Error> {
         self.sync.note(&std::mem::take(&mut self.changes));
-        let outcome = self.sync(kernel, inputs, (health, metrics));
-        Some(outcome.map(|summary| summary.and(repaired.and_then(Result::ok).unwrap_or_default())))
+        self.sync(kernel, inputs, reports)
     }
 
     fn repair(
@@ -170,5 +194,141 @@ impl Paced {
         metrics.sync_retried(family);
         let failures = self.failures;
         tracing::error!(%family, %error, failures, "rules could not be programmed, what was there before stays; next try in {wait:?}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+    use crate::model::{Event, Node, State};
+    use crate::net::PerFamily;
+    use crate::netlink::fake::FakeKernel;
+    use crate::render::KernelFacts;
+    use crate::ruleset::{Op, Table, Transaction};
+    use crate::serve::metrics::Format;
+
+    fn config() -> RuleConfig {
+        RuleConfig {
+            mode: Mode::Iptables,
+            detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
+            masquerade_all: false,
+            masquerade_mark: 0x4000,
+            localhost_node_ports: true,
+            node_port_addresses: NodePortAddresses::Within(Vec::new()),
+            bind_address: None,
+            external_ips: true,
+        }
+    }
+
+    /// A family without Services on the fake kernel.
+    struct Bench {
+        paced: Paced,
+        kernel: FakeKernel,
+        config: RuleConfig,
+        state: State,
+        pace: Pace,
+        health: Health,
+        metrics: Arc<Metrics>,
+    }
+
+    impl Bench {
+        /// After the first sync.
+        fn new() -> Self {
+            let metrics = Arc::new(Metrics::new());
+            let mut bench = Self {
+                paced: Paced::new(FamilySync::new(Family::Ipv4, Arc::clone(&metrics))),
+                kernel: FakeKernel::new(),
+                config: config(),
+                state: State::new("node-a"),
+                pace: Pace::new(Duration::ZERO),
+                health: Health::new(Duration::from_secs(30)),
+                metrics,
+            };
+            bench.run().unwrap().unwrap();
+            bench
+        }
+
+        fn run(&mut self) -> Option<Result<Summary, netlink::Error>> {
+            let facts = KernelFacts { nfacct: false, tcp_be_liberal: false };
+            let inputs = Inputs { config: &self.config, facts, state: &self.state };
+            self.paced.run(&mut self.kernel, inputs, &self.pace, (&self.health, &self.metrics))
+        }
+
+        /// What somebody does behind our back.
+        fn empty_chain(&mut self, chain: &str) {
+            let ops = vec![Op::FlushChain { table: Table::Nat, chain: chain.into() }];
+            self.kernel.commit(&Transaction { family: Family::Ipv4, ops }).unwrap();
+        }
+
+        fn count(&self, sample: &str) -> Option<String> {
+            let text = self.metrics.encode(Format::Prometheus).unwrap();
+            text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ').map(Into::into))
+        }
+
+        fn audits(&self, result: &str) -> Option<String> {
+            self.count(&format!("sluice_audits_total{{ip_family=\"IPv4\",result=\"{result}\"}}"))
+        }
+    }
+    #[test]
+    fn an_audit_finds_what_nobody_told() {
+        let mut bench = Bench::new();
+        let right = bench.kernel.save(Family::Ipv4);
+        bench.paced.audit(true, Instant::now(), &bench.metrics);
+        assert!(bench.run().is_none(), "nobody else has committed: nothing is read");
+        bench.paced.audit(false, Instant::now(), &bench.metrics);
+        assert_eq!(bench.run().unwrap().unwrap().operations, 0);
+        bench.empty_chain("KUBE-POSTROUTING");
+        bench.paced.audit(false, Instant::now(), &bench.metrics);
+        assert!(bench.run().unwrap().unwrap().operations > 0);
+        assert_eq!(bench.kernel.save(Family::Ipv4), right);
+        for result in ["unchanged", "clean", "repaired"] {
+            assert_eq!(bench.audits(result).as_deref(), Some("1"), "{result}");
+        }
+        let repairs = r#"sluice_drift_repairs_total{cause="audit",ip_family="IPv4"}"#;
+        assert_eq!(bench.count(repairs).as_deref(), Some("1"));
+        assert!(bench.run().is_none());
+    }
+
+    #[test]
+    fn an_audit_that_fails_is_tried_again() {
+        let mut bench = Bench::new();
+        bench.empty_chain("KUBE-POSTROUTING");
+        bench.kernel.fail_next_commit(netlink::Error::HandlesUnknown);
+        bench.paced.audit(false, Instant::now(), &bench.metrics);
+        bench.run().unwrap().unwrap_err();
+        let next = bench.paced.next(&bench.pace, Instant::now()).unwrap();
+        assert!(bench.run().is_none() && next > Instant::now(), "not at once");
+        bench.paced.not_before = None;
+        assert!(bench.run().unwrap().unwrap().operations > 0);
+        assert_eq!((bench.audits("failed").as_deref(), bench.audits("repaired").as_deref()), (Some("1"), Some("1")));
+    }
+
+    #[test]
+    fn a_change_that_waits_is_no_repair() {
+        let mut bench = Bench::new();
+        let node = Node { addresses: vec![[192, 0, 2, 7].into()], ..Node::default() };
+        bench.config.node_port_addresses = NodePortAddresses::Primary;
+        let changes = bench.state.apply(Event::Nodes(vec![(crate::model::ObjectKey::new("", "node-a"), node)]));
+        bench.paced.note(&changes);
+        bench.paced.audit(false, Instant::now(), &bench.metrics);
+        assert!(bench.run().unwrap().unwrap().operations > 0);
+        assert_eq!((bench.audits("clean").as_deref(), bench.audits("repaired")), (Some("1"), None));
+    }
+
+    #[test]
+    fn a_pause_holds_changes_back_and_idle_ones_go_at_once() {
+        let mut bench = Bench::new();
+        assert_eq!(bench.paced.next(&bench.pace, Instant::now()), None, "nothing to do");
+        let now = Instant::now();
+        bench.pace.synced(now.checked_sub(Duration::from_secs(5)).unwrap(), now, true);
+        bench.paced.note(&Changes { global: true, ..Changes::default() });
+        assert_eq!(bench.paced.next(&bench.pace, now), Some(now + Duration::from_secs(1)));
+        assert!(bench.run().is_none() && bench.paced.is_due());
+        bench.pace = Pace::new(Duration::ZERO);
+        assert_eq!(bench.paced.next(&bench.pace, now), Some(now));
+        assert!(bench.run().is_some() && !bench.paced.is_due());
     }
 }

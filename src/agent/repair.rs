@@ -22,6 +22,8 @@ pub struct Drift {
     cause: RepairCause,
     /// Are all rules looked at, to see whether they are right?
     audit: bool,
+    /// Did the kernel tell that something was changed?
+    told: bool,
     by: Vec<Committer>,
     /// When it became known.
     since: Instant,
@@ -33,20 +35,21 @@ impl Drift {
         let touched = change.touched[family].clone();
         let cause = if change.lost { RepairCause::LostNotifications } else { RepairCause::Notification };
         let since = Instant::from_std(change.since);
-        (!touched.is_empty()).then(|| Self { touched, cause, audit: change.lost, by: change.by.clone(), since })
+        (!touched.is_empty()).then(|| Self { touched, cause, audit: change.lost, told: true, by: change.by.clone(), since })
     }
 
     /// Nothing is known, and so everything is looked at.
     pub fn audit(cause: RepairCause, now: Instant) -> Self {
-        Self { touched: Touched::everything(), cause, audit: true, by: Vec::new(), since: now }
+        Self { touched: Touched::everything(), cause, audit: true, told: false, by: Vec::new(), since: now }
     }
 
     fn merge(&mut self, later: Self) {
         self.touched.merge(later.touched);
         self.cause = self.cause.max(later.cause);
         self.audit |= later.audit;
+        self.told |= later.told;
         self.since = self.since.min(later.since);
-        for committer in later.by {
+        for committer in later.by.into_iter().rev() {
             // The latest: who goes on is more interesting than who began.
             self.by.retain(|known| known.port != committer.port);
             self.by.insert(0, committer);
@@ -75,6 +78,11 @@ impl Repairs {
         self.waiting.as_ref()
     }
 
+    /// Is something known to have been changed, and not just feared?
+    pub fn is_told(&self) -> bool {
+        self.waiting.as_ref().is_some_and(|drift| drift.told)
+    }
+
     /// In a contest: not before this.
     pub fn not_before(&self) -> Option<Instant> {
         self.contest.not_before()
@@ -99,7 +107,7 @@ impl Repairs {
             metrics.audited(family, if operations == 0 { AuditResult::Clean } else { AuditResult::Repaired });
         }
         if operations == 0 {
-            tracing::debug!(%family, touched = %chains(&drift.touched), by = %authors(&drift.by), "others changed rules, none of ours");
+            tracing::debug!(%family, chains = %chains(&drift.touched), by = %authors(&drift.by), "nothing of ours was changed");
             return;
         }
         let now = Instant::now();
@@ -180,10 +188,12 @@ mod tests {
 
     fn drift(names: &[&str], by: &[u32]) -> Drift {
         let mut touched = Touched::default();
-        names.iter().for_each(|name| touched.add(Table::Nat, (*name).into()));
+        for name in names {
+            touched.add(Table::Nat, (*name).into());
+        }
         let committer = |&port: &u32| Committer { port, process: Some((port, "iptables".into())) };
         let by = by.iter().map(committer).collect();
-        Drift { touched, cause: RepairCause::Notification, audit: false, by, since: Instant::now() }
+        Drift { touched, cause: RepairCause::Notification, audit: false, told: true, by, since: Instant::now() }
     }
 
     #[test]
@@ -211,6 +221,25 @@ mod tests {
         repairs.note(drift(&["KUBE-SVC-B"], &[3]));
         let waiting = repairs.waiting().unwrap();
         assert_eq!(chains(&waiting.touched), "nat KUBE-SVC-A, nat KUBE-SVC-B");
-        assert_eq!(waiting.by.iter().map(|by| by.port).collect::<Vec<_>>(), [3, 4, 2]);
+        assert_eq!(waiting.by.iter().map(|by| by.port).collect::<Vec<_>>(), [3, 4, 1]);
+    }
+    #[test]
+    fn a_contest_is_told_by_its_metric_until_it_has_been_quiet() {
+        let (mut repairs, metrics) = (Repairs::default(), Metrics::new());
+        let slowed = || {
+            let text = metrics.encode(crate::serve::metrics::Format::Prometheus).unwrap();
+            text.lines().any(|line| line == r#"sluice_drift_repairs_slowed{ip_family="IPv4"} 1"#)
+        };
+        for turn in 0..5 {
+            assert!(!slowed(), "{turn}");
+            repairs.note(drift(&["KUBE-SERVICES"], &[7]));
+            repairs.looked(Family::Ipv4, 1, &metrics);
+        }
+        assert!(slowed() && repairs.not_before().unwrap() > Instant::now());
+        let end = repairs.contest_end().unwrap();
+        repairs.end_contest_if_quiet(Family::Ipv4, end - Duration::from_secs(1), &metrics);
+        assert!(slowed());
+        repairs.end_contest_if_quiet(Family::Ipv4, end, &metrics);
+        assert!(!slowed() && repairs.not_before().is_none());
     }
 }

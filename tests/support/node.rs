@@ -108,6 +108,10 @@ impl Run<'_> {
         wait_until_or(&format!("the rules say {what}"), found, || self.log());
     }
 
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     pub fn stop(mut self) -> String {
         self.process.signal(Signal::TERM);
         wait_until("sluice ends", PATIENCE, || self.process.child().try_wait().unwrap().is_some());

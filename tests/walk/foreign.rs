@@ -74,7 +74,9 @@ fn flush(act: &mut Act, key: &ChainKey) {
 
 /// What `iptables -F` does in all tables.
 fn flush_all(act: &mut Act, have: &Contents) {
-    have.keys().for_each(|key| flush(act, key));
+    for key in have.keys() {
+        flush(act, key);
+    }
 }
 
 fn jumps_to<'a>(have: &'a Contents, target: &'a ChainKey) -> impl Iterator<Item = (&'a ChainKey, Handle)> {

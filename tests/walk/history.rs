@@ -49,8 +49,12 @@ fn one_object(random: &mut Random) -> Event {
     }
 }
 
-pub fn name(i: u64) -> ObjectKey {
+fn name(i: u64) -> ObjectKey {
     ObjectKey::new(if i.is_multiple_of(2) { "even" } else { "odd" }, &format!("web-{i}"))
+}
+
+pub fn any_service(random: &mut Random) -> ObjectKey {
+    name(random.below(SERVICES))
 }
 
 /// In the namespace of the Services it may belong to.

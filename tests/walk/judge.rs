@@ -4,12 +4,12 @@
 use std::collections::{BTreeMap, HashMap};
 
 use sluice::config::RuleConfig;
-use sluice::model::State;
+use sluice::model::{ObjectKey, State};
 use sluice::net::Family;
-use sluice::netlink::{Kernel, Seen};
+use sluice::netlink::{Error, Kernel, Seen};
 use sluice::render::{self, Context, KernelFacts};
 use sluice::ruleset::text::RuleText;
-use sluice::ruleset::{ChainName, Group, Handle, Kind, Rule, Side, Table};
+use sluice::ruleset::{ChainName, Group, Handle, Kind, Match, Rule, Side, Table};
 
 /// What a process was started with, and found.
 pub type Flags = (RuleConfig, KernelFacts);
@@ -19,23 +19,37 @@ pub type Contents = BTreeMap<ChainKey, Vec<(Handle, Option<Rule>)>>;
 
 pub fn read(kernel: &mut impl Kernel, family: Family) -> Contents {
     let mut contents = Contents::new();
+    read_into(kernel, family, &mut contents).expect("a reading");
+    contents
+}
+
+/// Reads into `contents`, which has all there is also where somebody's change interrupted the reading.
+pub fn read_into(kernel: &mut impl Kernel, family: Family, contents: &mut Contents) -> Result<(), Error> {
+    contents.clear();
     let mut note = |seen| match seen {
         Seen::Table(_) => {}
         Seen::Chain { table, chain } => drop(contents.entry((table, chain)).or_default()),
         Seen::Rule { table, chain, handle, rule } => contents.entry((table, chain)).or_default().push((handle, rule)),
     };
-    kernel.read(family, &mut note).expect("a reading");
-    contents
+    kernel.read(family, &mut note)
 }
 
-/// Everything that is not as a full render says, in words.
-pub fn differences((config, facts): &Flags, state: &State, family: Family, have: &Contents) -> Vec<String> {
+/// Everything that is not as a full render says, in words; `without`: the Services whose rules are not looked at.
+pub fn differences(
+    (config, facts): &Flags,
+    (state, family): (&State, Family),
+    have: &Contents,
+    without: &[ObjectKey],
+) -> Vec<String> {
     let layout = render::layout(config);
-    let desired = render::all(&Context::new(config, *facts, state, family));
+    let context = Context::new(config, *facts, state, family);
+    let keys = state.services().map(|(key, _)| key).filter(|key| !without.contains(key));
+    let parts = keys.flat_map(|key| render::service(&context, key)).map(|part| part.block);
+    let blocks: Vec<_> = std::iter::once(render::mode(&context).1).chain(parts).collect();
     let mut wrong = Vec::new();
     let mut wanted: HashMap<ChainKey, Vec<Group>> = HashMap::new();
     let mut known: HashMap<ChainKey, Vec<Rule>> = HashMap::new();
-    for (_, block) in desired.rules {
+    for block in blocks {
         known.extend(block.chains.into_iter().map(|chain| ((chain.table, chain.name), chain.rules)));
         for group in block.groups {
             wanted.entry((group.table, group.chain.clone())).or_default().push(group);
@@ -59,8 +73,8 @@ pub fn differences((config, facts): &Flags, state: &State, family: Family, have:
     }
     wrong.extend(wanted.into_keys().map(|(table, chain)| format!("rules wanted in {table} {chain}, which is no shared chain")));
     let ours = |(table, chain): &&ChainKey| layout.kind(*table, chain.as_str()) == Kind::PerService;
-    let stale = have.keys().filter(ours).filter(|key| !known.contains_key(*key));
-    wrong.extend(stale.map(|(table, chain)| format!("stale chain {table} {chain}")));
+    let leftovers = have.keys().filter(ours).filter(|key| !known.contains_key(*key));
+    wrong.extend(leftovers.map(|(table, chain)| format!("stale chain {table} {chain}")));
     wrong
 }
 
@@ -106,4 +120,35 @@ fn texts(found: &[(Handle, Option<Rule>)]) -> Vec<String> {
 
 fn list(rules: &[Rule]) -> String {
     format!("{:#?}", rules.iter().map(|rule| RuleText(rule).to_string()).collect::<Vec<_>>())
+}
+
+/// Takes out what a Service has: its own chains, and its rules in those of all.
+pub fn take_out(have: &mut Contents, service: &ObjectKey) -> BTreeMap<ChainKey, Vec<String>> {
+    let mut taken = BTreeMap::new();
+    let its = |(_, rule): &(Handle, Option<Rule>)| rule.as_ref().is_some_and(|rule| names(rule, service));
+    have.retain(|key, rules| {
+        let own = ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-"].iter().any(|p| key.1.as_str().starts_with(p));
+        if !rules.iter().any(its) {
+            return true;
+        }
+        let (of_service, others): (Vec<_>, Vec<_>) = std::mem::take(rules).into_iter().partition(|rule| own || its(rule));
+        taken.insert(key.clone(), texts(&of_service));
+        *rules = others;
+        !own
+    });
+    taken
+}
+
+/// Comments say whose a rule is.
+fn names(rule: &Rule, service: &ObjectKey) -> bool {
+    rule.matches.iter().any(|m| matches!(m, Match::Comment(comment) if comment.as_str().contains(&service.to_string())))
+}
+
+/// All rules as `iptables-save` prints them, sorted.
+pub fn lines(have: &Contents) -> Vec<String> {
+    let rules =
+        have.iter().flat_map(|((_, chain), rules)| texts(rules).into_iter().map(move |rule| format!("-A {chain} {rule}")));
+    let mut lines: Vec<_> = rules.collect();
+    lines.sort();
+    lines
 }

@@ -40,7 +40,7 @@ impl NftKernel {
     /// Gives their number.
     pub fn dump_unread(&mut self, family: Family) -> Result<usize, Error> {
         let mut rules = 0;
-        for (table, chain) in self.read_chains(family, &mut Names::default())? {
+        for (table, chain) in self.read_chains(family, &mut Names::default())?.0 {
             let request = self.request(kind::GET_RULE, flag::DUMP, family_number(family), |w| {
                 w.text(NFTA_RULE_TABLE, table.as_str());
                 w.text(NFTA_RULE_CHAIN, chain.as_str());

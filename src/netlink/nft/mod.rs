@@ -156,8 +156,9 @@ impl NftKernel {
         writer
     }
 
-    /// Asks for everything of a kind; of an object that is missing there is nothing.
-    fn dump(&mut self, step: Step, request: &Writer, visit: &mut dyn FnMut(&Message<'_>)) -> Result<(), Error> {
+    /// Asks for everything of a kind; of an object that is missing there is nothing. False: it is all there, but
+    /// somebody committed something meanwhile, so that it may be of several moments.
+    fn dump(&mut self, step: Step, request: &Writer, visit: &mut dyn FnMut(&Message<'_>)) -> Result<bool, Error> {
         self.socket.send(request.as_bytes())?;
         let mut interrupted = false;
         loop {
@@ -173,11 +174,11 @@ impl NftKernel {
     }
 }
 
-fn dump_end(step: Step, message: &Message<'_>, interrupted: bool) -> Result<(), Error> {
+fn dump_end(step: Step, message: &Message<'_>, interrupted: bool) -> Result<bool, Error> {
     match Errno(message.error_number()) {
-        _ if interrupted => Err(Error::Interrupted),
-        Errno(0) | Errno::ENOENT => Ok(()),
+        Errno(0) | Errno::ENOENT => Ok(!interrupted),
         Errno::EINTR => Err(Error::Interrupted),
+        _ if interrupted => Err(Error::Interrupted),
         _ => Err(kernel_error(step, message)),
     }
 }

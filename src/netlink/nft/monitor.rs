@@ -260,12 +260,11 @@ fn what(message: &Message<'_>, attributes: Attributes<'_>, matters: Matters<'_>)
         _ => return What::Nothing,
     };
     match (table, chain.map(text)) {
-        (None, _) => What::Nothing,
         (Some(_), None) => What::Everything,
         (Some(table), Some(Some(chain))) if matters(table, chain) => What::Chain(table, chain.into()),
         // Of a chain that got a new name nobody says the old one, which may have been ours.
         (Some(_), Some(_)) if may_be_renamed(message, attributes) => What::Everything,
-        (Some(_), Some(_)) => What::Nothing,
+        (None, _) | (Some(_), Some(_)) => What::Nothing,
     }
 }
 

@@ -17,17 +17,17 @@ impl NftKernel {
     pub(super) fn read_rules(&mut self, family: Family, visit: &mut dyn FnMut(Seen)) -> Result<u32, Error> {
         let before = self.generation()?;
         let mut names = Names::default();
-        for table in consistent(Step::ReadTables, || self.read_tables(family))? {
+        for table in consistent(Step::ReadTables, Vec::clone, || self.read_tables(family))? {
             visit(Seen::Table(table));
         }
-        let chains = consistent(Step::ReadChains, || self.read_chains(family, &mut names))?;
+        let chains = consistent(Step::ReadChains, Vec::clone, || self.read_chains(family, &mut names))?;
         for (table, chain) in &chains {
             visit(Seen::Chain { table: *table, chain: chain.clone() });
         }
         // Chain by chain: for each 32 KiB of a table's dump the kernel walks the table from its start
         // (nf_tables_dump_rules), which takes 40 s for 160,000 rules; a chain it finds by its name.
         for (table, chain) in &chains {
-            let seen = consistent(Step::ReadRules, || self.read_chain_rules((family, *table), chain, &mut names))?;
+            let seen = self.read_whole_chain((family, *table), chain, &mut names)?;
             seen.into_iter().for_each(&mut *visit);
         }
         // Each dump is consistent in itself; this says whether they belong together.
@@ -44,7 +44,7 @@ impl NftKernel {
         for (table, chain) in chains {
             if self.chain_exists((family, *table), chain)? {
                 visit(Seen::Chain { table: *table, chain: chain.clone() });
-                let seen = consistent(Step::ReadRules, || self.read_chain_rules((family, *table), chain, &mut names))?;
+                let seen = self.read_whole_chain((family, *table), chain, &mut names)?;
                 seen.into_iter().for_each(&mut *visit);
             }
         }
@@ -63,26 +63,33 @@ impl NftKernel {
         }
     }
 
-    fn read_tables(&mut self, family: Family) -> Result<Vec<Table>, Error> {
+    fn read_tables(&mut self, family: Family) -> Result<Dumped<Vec<Table>>, Error> {
         let mut tables = Vec::new();
         let request = self.request(kind::GET_TABLE, flag::DUMP, family_number(family), |_| {});
-        self.dump(Step::ReadTables, &request, &mut |message| {
+        let undisturbed = self.dump(Step::ReadTables, &request, &mut |message| {
             tables.extend(table(message.attributes(NFGENMSG), NFTA_TABLE_NAME));
         })?;
-        Ok(tables)
+        Ok((tables, undisturbed))
     }
 
-    pub(super) fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Vec<(Table, ChainName)>, Error> {
+    pub(super) fn read_chains(&mut self, family: Family, names: &mut Names) -> Result<Dumped<Vec<(Table, ChainName)>>, Error> {
         let mut chains = Vec::new();
         let request = self.request(kind::GET_CHAIN, flag::DUMP, family_number(family), |_| {});
-        self.dump(Step::ReadChains, &request, &mut |message| {
+        let undisturbed = self.dump(Step::ReadChains, &request, &mut |message| {
             let attributes = message.attributes(NFGENMSG);
             let name = attributes.get(NFTA_CHAIN_NAME).and_then(|a| a.text());
             if let (Some(table), Some(name)) = (table(attributes, NFTA_CHAIN_TABLE), name) {
                 chains.push((table, names.get(name)));
             }
         })?;
-        Ok(chains)
+        Ok((chains, undisturbed))
+    }
+
+    fn read_whole_chain(&mut self, at: (Family, Table), chain: &ChainName, names: &mut Names) -> Result<Vec<Seen>, Error> {
+        // A rule never changes: another in its place has another handle.
+        let handle = |seen: &Seen| if let Seen::Rule { handle, .. } = seen { Some(*handle) } else { None };
+        let handles = |found: &Vec<Seen>| found.iter().map(handle).collect::<Vec<_>>();
+        consistent(Step::ReadRules, handles, || self.read_chain_rules(at, chain, names))
     }
 
     fn read_chain_rules(
@@ -90,26 +97,43 @@ impl NftKernel {
         (family, table): (Family, Table),
         chain: &ChainName,
         names: &mut Names,
-    ) -> Result<Vec<Seen>, Error> {
+    ) -> Result<Dumped<Vec<Seen>>, Error> {
         let mut found = Vec::new();
         let request = self.request(kind::GET_RULE, flag::DUMP, family_number(family), |w| {
             w.text(NFTA_RULE_TABLE, table.as_str());
             w.text(NFTA_RULE_CHAIN, chain.as_str());
         });
-        self.dump(Step::ReadRules, &request, &mut |message| found.extend(rule(family, message, names)))?;
-        Ok(found)
+        let undisturbed = self.dump(Step::ReadRules, &request, &mut |message| found.extend(rule(family, message, names)))?;
+        Ok((found, undisturbed))
     }
 }
+
+/// What was found, and whether nobody committed anything meanwhile.
+pub(super) type Dumped<T> = (T, bool);
 
 /// A dump that takes several messages can be overtaken by somebody's change; most are not.
 const MAX_TRIES: usize = 20;
 
-/// Dumps until nobody came in between.
-fn consistent<T>(step: Step, mut dump: impl FnMut() -> Result<T, Error>) -> Result<T, Error> {
+/// Dumps until nobody came in between, or until two dumps in a row found the same, told by `essence`: a program that
+/// commits all the time interrupts each dump of a long chain, whatever table it is about.
+fn consistent<T, E: PartialEq>(
+    step: Step,
+    essence: impl Fn(&T) -> E,
+    mut dump: impl FnMut() -> Result<Dumped<T>, Error>,
+) -> Result<T, Error> {
+    let mut before = None;
     for _ in 0..MAX_TRIES {
         match dump() {
-            Err(Error::Interrupted) => {}
-            outcome => return outcome,
+            Ok((found, true)) => return Ok(found),
+            Ok((found, false)) => {
+                let now = Some(essence(&found));
+                if now == before {
+                    return Ok(found);
+                }
+                before = now;
+            }
+            Err(Error::Interrupted) => before = None,
+            Err(error) => return Err(error),
         }
     }
     Err(Error::at(step, Errno::EINTR))

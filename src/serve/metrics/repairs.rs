@@ -14,7 +14,7 @@ use crate::net::Family;
 pub(super) struct Repairs {
     notifications: Counters<ByFamily>,
     lost: Counter,
-    repairs: Counters<ByCause>,
+    made: Counters<ByCause>,
     operations: Counters<ByFamily>,
     duration: Durations,
     slowed: Counts<ByFamily>,
@@ -35,7 +35,7 @@ impl Metrics {
     /// What others changed was put right, this long after it was known.
     pub fn repaired(&self, ip_family: Family, cause: RepairCause, operations: u64, took: Duration) {
         let label = label(ip_family);
-        self.repairs.repairs.get_or_create(&ByCause { cause, ip_family }).inc();
+        self.repairs.made.get_or_create(&ByCause { cause, ip_family }).inc();
         self.repairs.operations.get_or_create(&label).inc_by(operations);
         self.repairs.duration.get_or_create(&label).observe(took.as_secs_f64());
     }
@@ -64,7 +64,7 @@ impl Repairs {
         Self {
             notifications: ours(registry, "drift_notifications", "Changes by others of chains that we have rules in"),
             lost: ours(registry, "drift_notifications_lost", "Times that the kernel had more to tell than there was room for"),
-            repairs: ours(registry, "drift_repairs", "Times that something others had changed was put right"),
+            made: ours(registry, "drift_repairs", "Times that something others had changed was put right"),
             operations: ours(registry, "drift_repair_operations", "Operations sent to put right what others had changed"),
             duration,
             slowed: ours(registry, "drift_repairs_slowed", "1 while repairs are slowed because somebody undoes each"),
@@ -94,8 +94,8 @@ mod tests {
             r#"sluice_drift_repairs_total{cause="notification",ip_family="IPv4"} 1"#,
             r#"sluice_drift_repairs_total{cause="lost_notifications",ip_family="IPv6"} 1"#,
             r#"sluice_drift_repair_operations_total{ip_family="IPv4"} 4"#,
-            r#"sluice_drift_repair_duration_seconds_bucket{le="0.05",ip_family="IPv4"} 0"#,
-            r#"sluice_drift_repair_duration_seconds_bucket{le="0.1",ip_family="IPv4"} 1"#,
+            r#"sluice_drift_repair_duration_seconds_bucket{ip_family="IPv4",le="0.05"} 0"#,
+            r#"sluice_drift_repair_duration_seconds_bucket{ip_family="IPv4",le="0.1"} 1"#,
             r#"sluice_drift_repairs_slowed{ip_family="IPv4"} 1"#,
             r#"sluice_audits_total{ip_family="IPv4",result="unchanged"} 1"#,
         ] {
