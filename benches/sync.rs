@@ -35,7 +35,7 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 const SIZES: [(u32, u32); 5] = [(1_000, 2), (5_000, 2), (10_000, 2), (20_000, 2), (5_000, 50)];
 const MEMORY: [(u32, u32); 3] = [(1_000, 2), (20_000, 2), (5_000, 50)];
 /// Repeated measurements give their median.
-const REPEATS: u32 = 11;
+const REPEATS: u32 = 9;
 
 struct Bench {
     kernel: Clocked,
@@ -113,7 +113,7 @@ impl Bench {
         );
     }
 
-    fn first_load(&mut self) {
+    fn first_load(&mut self) -> Measured {
         let (services, endpoints) = self.size;
         let slices = (0..services).map(|i| (slice_key(i), slice(&name(i), some_endpoints(i, endpoints))));
         let services = (0..services).map(|i| (name(i), service(cluster_ip(i))));
@@ -121,7 +121,7 @@ impl Bench {
         self.kernel.with_twin();
         let measured = self.measure(events);
         self.kernel.without_twin();
-        self.print("from empty", measured);
+        measured
     }
 
     fn changes(&mut self) {
@@ -146,11 +146,10 @@ impl Bench {
     }
 
     fn restart(&mut self, floor: &mut Floor) {
-        let before = floor.dump();
+        let floor = floor.dump();
         self.sync = fresh_sync();
         let measured = self.measure(Vec::new());
-        let after = floor.dump();
-        self.print("restart, all right", Measured { floor: (before + after) / 2, ..measured });
+        self.print("restart, all right", Measured { floor, ..measured });
     }
 }
 
@@ -187,19 +186,31 @@ fn machine() -> String {
     format!("Linux {}, {cores} × {}", read("/proc/sys/kernel/osrelease").trim(), model.trim_start_matches([' ', '\t', ':']))
 }
 
+/// Small first loads are repeated, each in a namespace of its own; the last one is worked on.
+fn run(size: (u32, u32)) {
+    let repeats = (40_000 / (size.0 * size.1)).clamp(1, 5) | 1;
+    let (give, take) = std::sync::mpsc::channel();
+    for _ in 1..repeats {
+        let give = give.clone();
+        netns::in_namespace(move || give.send(Bench::new(size).first_load()).expect("somebody waits"));
+    }
+    netns::in_namespace(move || {
+        let mut bench = Bench::new(size);
+        let last = bench.first_load();
+        let mut loads: Vec<_> = take.try_iter().chain([last]).collect();
+        loads.sort_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+        bench.print("from empty", loads[loads.len() / 2]);
+        bench.changes();
+    });
+}
+
 fn main() {
     println!("{}; times in ms\n", machine());
     println!(
         "| Services × endpoints | what | whole | floor | whole / floor | ours, event to message | operations | transactions | KiB |"
     );
     println!("|---|---|---:|---:|---:|---:|---:|---:|---:|");
-    for size in SIZES {
-        netns::in_namespace(move || {
-            let mut bench = Bench::new(size);
-            bench.first_load();
-            bench.changes();
-        });
-    }
+    SIZES.into_iter().for_each(run);
     println!("\n| Services × endpoints | steady memory, MB | peak, MB | CPU when idle, % |\n|---|---:|---:|---:|");
     for (services, endpoints) in MEMORY {
         netns::in_namespace(move || {

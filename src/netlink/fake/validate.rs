@@ -1,7 +1,7 @@
 //! What the kernel checks of a table as a whole: how deep jumps go, and that targets are reached from
 //! hooks only where they can work (`nft_table_validate`).
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use super::super::errno::Errno;
 use super::table::FakeTable;
@@ -22,20 +22,16 @@ pub fn limits(target: &Target) -> Option<(Table, &'static [&'static str])> {
 
 /// Walks all that built-in chains reach; loops nobody can enter are fine.
 pub fn table(table: &FakeTable) -> Result<(), Errno> {
-    for (_, name, chain) in table.chains_by_age() {
-        if chain.base {
-            let mut walk = Walk { table, hook: name, passed: BTreeMap::new() };
-            walk.chain(name, 0)?;
-        }
-    }
-    Ok(())
+    let mut hooks: Vec<_> = table.chains.iter().filter(|(_, chain)| chain.base).collect();
+    hooks.sort_by_key(|(_, chain)| chain.born);
+    hooks.into_iter().try_for_each(|(hook, _)| Walk { table, hook, passed: HashMap::new() }.chain(hook, 0))
 }
 
 struct Walk<'a> {
     table: &'a FakeTable,
     hook: &'a ChainName,
     /// The greatest depth at which each chain was found good.
-    passed: BTreeMap<&'a ChainName, usize>,
+    passed: HashMap<&'a ChainName, usize>,
 }
 
 impl<'a> Walk<'a> {
