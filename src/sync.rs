@@ -6,6 +6,7 @@
 
 pub mod flows;
 mod knowledge;
+mod plan;
 mod removal;
 mod run;
 mod sender;

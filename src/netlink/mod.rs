@@ -20,7 +20,7 @@ use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};
 
 /// The part of the kernel that holds rules. Two implementations: the real one and the fake for tests,
 /// which is held to the real one's answers by a parity test.
-pub trait Kernel {
+pub trait Kernel: Send {
     /// Reads the tables of `family` that iptables users share, telling `visit` of each thing: tables
     /// first, then chains, then rules in the order they have in their chain.
     ///

@@ -24,6 +24,15 @@ pub struct Step {
 }
 
 impl Step {
+    /// How many operations it has.
+    pub fn len(&self) -> usize {
+        self.transaction.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.transaction.is_empty()
+    }
+
     /// Takes the transaction out, to be committed and dropped: what is left to remember is small.
     pub fn take_transaction(&mut self) -> Transaction {
         let family = self.transaction.family;

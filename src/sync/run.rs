@@ -6,16 +6,24 @@
 //! out with what it had before, and the others go on without it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::panic::resume_unwind;
+use std::sync::mpsc;
+use std::{iter, thread};
 
-use super::sender::{Failure, Sender};
+use super::plan::Plan;
+use super::sender::{Done, Failure, Sender};
 use super::{Known, LeftOut, Programmed};
 use crate::model::ObjectKey;
 use crate::netlink::{Errno, Error};
 use crate::render::{self, Context};
-use crate::ruleset::{Applied, Layout, Owner, Planner};
+use crate::ruleset::{Applied, Layout, Owner, Step};
 
 /// So many refusals in one sync are no longer about single Services, or somebody changes rules faster than we do.
 const MAX_REFUSALS: usize = 64;
+
+/// From so many operations in its first step on, the next step is made while one is committed: the kernel needs longer
+/// than we do, and there is another core.
+const PIPED: usize = 5000;
 
 /// A part of what is to be done.
 #[derive(Debug, Default)]
@@ -103,45 +111,22 @@ impl<'a, 'k> Run<'a, 'k> {
         Ok(())
     }
 
-    fn attempt(&mut self, work: &Work) -> Result<(), Failure> {
-        let mut planner = Planner::new(&self.applied, self.layout, self.context.family);
-        if work.mode {
-            let (owner, block) = render::mode(self.context);
-            planner.want(&self.applied, &owner, Some(block));
+    fn attempt(&mut self, work: &Work) -> Result<(), Box<Failure>> {
+        let mut plan = Plan::new(work, self.context, self.layout, &self.applied, self.before);
+        let first = plan.next();
+        let (done, outcome) = match first {
+            Some(first) if first.len() >= PIPED => commit_beside(&mut self.sender, first, &mut plan),
+            first => commit_all(&mut self.sender, first.into_iter().chain(&mut plan)),
+        };
+        self.planned.extend(plan.planned);
+        for done in done {
+            done.record(&mut self.applied);
         }
-        for owner in &work.gone {
-            planner.want(&self.applied, owner, None);
-        }
-        for key in &work.services {
-            self.plan_service(&mut planner, key);
-            while let Some(piece) = planner.take_piece() {
-                self.sender.commit(piece, &mut self.applied)?;
-            }
-        }
-        if work.leftovers {
-            planner.want_no_leftovers(&self.applied);
-        }
-        for step in planner.finish() {
-            self.sender.commit(step, &mut self.applied)?;
-        }
-        Ok(())
-    }
-
-    fn plan_service(&mut self, planner: &mut Planner, key: &ObjectKey) {
-        let parts = render::service(self.context, key);
-        let now = Programmed::of(&parts);
-        let before = self.before.get(key).map(|before| before.owners.as_slice()).unwrap_or_default();
-        for owner in before.iter().filter(|owner| !now.owners.contains(owner)) {
-            planner.want(&self.applied, owner, None);
-        }
-        for part in parts {
-            planner.want(&self.applied, &part.owner, Some(part.block));
-        }
-        self.planned.insert(key.clone(), now);
+        outcome.inspect_err(|failure| self.applied.keep_in_mind(&failure.step))
     }
 
     /// What is to be tried instead; the last first.
-    fn after_failure(&mut self, work: Work, failure: Failure) -> Result<Vec<Work>, Error> {
+    fn after_failure(&mut self, work: Work, failure: Box<Failure>) -> Result<Vec<Work>, Error> {
         self.refusals += 1;
         if !is_about_contents(&failure.error) || self.refusals > MAX_REFUSALS {
             return Err(failure.error);
@@ -206,6 +191,36 @@ impl<'a, 'k> Run<'a, 'k> {
         }
         work
     }
+}
+
+type Outcome = (Vec<Done>, Result<(), Box<Failure>>);
+
+fn commit_all(sender: &mut Sender<'_>, steps: impl Iterator<Item = Step>) -> Outcome {
+    let mut done = Vec::new();
+    for step in steps {
+        match sender.commit(step) {
+            Ok(committed) => done.push(committed),
+            Err(failure) => return (done, Err(failure)),
+        }
+    }
+    (done, Ok(()))
+}
+
+/// The same with a thread that commits, while this one makes the next step.
+fn commit_beside(sender: &mut Sender<'_>, first: Step, rest: &mut Plan<'_>) -> Outcome {
+    thread::scope(|scope| {
+        // One step on its way and one in the making: memory stays bounded.
+        let (queue, steps) = mpsc::sync_channel(0);
+        let committer = scope.spawn(move || commit_all(sender, steps.into_iter()));
+        for step in iter::once(first).chain(rest) {
+            // Nobody takes it: the committer has met a failure, and says so.
+            if queue.send(step).is_err() {
+                break;
+            }
+        }
+        drop(queue);
+        committer.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// The Services that these owners are parts of.

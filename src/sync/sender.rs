@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Summary, knowledge, removal};
 use crate::net::Family;
-use crate::netlink::{Error, Kernel, Refusal};
+use crate::netlink::{Error, Kernel};
 use crate::render::Context;
-use crate::ruleset::{Applied, Handle, Layout, Op, Owner, Rule, Step, Table, Target, Touched, Transaction};
+use crate::ruleset::{Applied, ChainName, Handle, Layout, Op, Owner, Rule, Step, Table, Target, Touched, Transaction};
 use crate::serve::metrics::{Metrics, Sent, TransactionResult};
 
 /// The way to the kernel during one sync.
@@ -27,11 +27,23 @@ pub(super) struct Failure {
     pub authors: BTreeSet<Option<Owner>>,
     /// The chains those operations are about: who refuses may know them otherwise than we do.
     pub chains: Touched,
+    /// What it would have meant.
+    pub step: Step,
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self { error, authors: BTreeSet::new(), chains: Touched::default() }
+/// A step that was committed, to be written down.
+#[derive(Debug)]
+pub(super) struct Done {
+    step: Step,
+    handles: Vec<Handle>,
+    /// Chains that were to go and had to stay, now empty.
+    stayed: Vec<(Table, ChainName)>,
+}
+
+impl Done {
+    pub fn record(self, applied: &mut Applied) {
+        applied.record(self.step, &self.handles);
+        applied.keep_empty(self.stayed);
     }
 }
 
@@ -40,33 +52,18 @@ impl<'a> Sender<'a> {
         Self { kernel, metrics, family, summary: Summary::default(), written: BTreeMap::new() }
     }
 
-    /// Commits a step and writes it down.
-    pub fn commit(&mut self, mut step: Step, applied: &mut Applied) -> Result<(), Failure> {
+    pub fn commit(&mut self, mut step: Step) -> Result<Done, Box<Failure>> {
         let transaction = step.take_transaction();
-        let mut stayed = Vec::new();
         let outcome = if transaction.is_empty() {
-            Ok(Vec::new())
+            Ok((Vec::new(), Vec::new()))
         } else if transaction.only_removes() {
-            removal::commit(self, &transaction).map(|chains| {
-                stayed = chains;
-                Vec::new()
-            })
+            removal::commit(self, &transaction).map(|stayed| (Vec::new(), stayed))
         } else {
-            self.send(&transaction)
+            self.send(&transaction).map(|handles| (handles, Vec::new()))
         };
         match outcome {
-            Ok(handles) => {
-                applied.record(step, &handles);
-                applied.keep_empty(stayed);
-                Ok(())
-            }
-            Err(error) => {
-                applied.keep_in_mind(&step);
-                Err(match error {
-                    Error::Refused(refusals) => refused(&step, &transaction, refusals),
-                    error => error.into(),
-                })
-            }
+            Ok((handles, stayed)) => Ok(Done { step, handles, stayed }),
+            Err(error) => Err(Box::new(Failure::new(step, &transaction, error))),
         }
     }
 
@@ -111,21 +108,30 @@ impl<'a> Sender<'a> {
     }
 }
 
-fn refused(step: &Step, transaction: &Transaction, refusals: Vec<Refusal>) -> Failure {
-    let mut chains = Touched::default();
-    for refusal in &refusals {
-        let Some(op) = transaction.ops.get(refusal.op) else { continue };
-        match op {
-            // The table is gone, or somebody made the chain first, and with it rules elsewhere.
-            Op::AddTable(_) | Op::AddChain { .. } => chains.merge(Touched::everything()),
-            _ => op.chain().into_iter().for_each(|chain| chains.add(op.table(), chain.clone())),
+impl Failure {
+    fn new(step: Step, transaction: &Transaction, error: Error) -> Self {
+        let (mut chains, mut authors) = (Touched::default(), BTreeSet::new());
+        if let Error::Refused(refusals) = &error {
+            for refusal in refusals {
+                add_chains(&mut chains, transaction.ops.get(refusal.op));
+                authors.insert(step.author(refusal.op).cloned());
+            }
         }
-        if let Op::AddRule { table, rule: Rule { target: Some(Target::Jump(to)), .. }, .. } = op {
-            chains.add(*table, to.clone());
-        }
+        Self { error, authors, chains, step }
     }
-    let authors = refusals.iter().map(|refusal| step.author(refusal.op).cloned()).collect();
-    Failure { error: Error::Refused(refusals), authors, chains }
+}
+
+/// The chains that a refused operation is about.
+fn add_chains(chains: &mut Touched, op: Option<&Op>) {
+    match op {
+        // The table is gone, or somebody made the chain first, and with it rules elsewhere.
+        Some(Op::AddTable(_) | Op::AddChain { .. }) => chains.merge(Touched::everything()),
+        Some(op) => op.chain().into_iter().for_each(|chain| chains.add(op.table(), chain.clone())),
+        None => {}
+    }
+    if let Some(Op::AddRule { table, rule: Rule { target: Some(Target::Jump(to)), .. }, .. }) = op {
+        chains.add(*table, to.clone());
+    }
 }
 
 fn result_of<T>(outcome: &Result<T, Error>) -> TransactionResult {
