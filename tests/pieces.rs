@@ -17,8 +17,9 @@ use world::{config, endpoint, facts, key, service, slice};
 
 const FAMILY: Family = Family::Ipv4;
 const SERVICES: u32 = 3500;
-/// No transaction of a big change has more operations (ruleset/diff.rs), but for one owner's worth.
-const LARGEST: usize = 12_000 + 6000 + 20;
+/// No transaction of a big change has more operations (ruleset/diff.rs), but for one owner's worth: what is new and what
+/// changes.
+const LARGEST: usize = 2 * 12_000 + 20;
 
 /// The fake kernel, and what it held after each commit.
 struct Watched {
@@ -134,7 +135,7 @@ fn whatever_piece_comes_last_no_packet_meets_half_a_service() {
     assert_eq!(hooked, 1);
 
     let change = bench.sync((0..SERVICES).map(|i| web(i, 3)[0].clone()));
-    assert!(change.transactions >= 3, "{change:?}");
+    assert!(change.transactions >= 2, "{change:?}");
     let less = bench.sync((0..SERVICES).map(|i| web(i, 1)[0].clone()));
     assert!(less.transactions >= 2, "{less:?}");
 

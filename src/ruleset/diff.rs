@@ -22,11 +22,9 @@ use super::step::{HandleRef, PendingBlock, PendingGroup, Step};
 use super::transaction::{Handle, Op, Place};
 use crate::net::Family;
 
-/// A first load is committed in pieces of about this many operations. At some 700 bytes a rule that is
-/// 4 MB, which keeps memory and the time that others wait for the kernel's lock low (netlink.md §2).
-const PIECE: usize = 6000;
-/// The same for what packets meet at once: each piece costs a validation of all that is reachable, so they are larger.
-const LIVE_PIECE: usize = 2 * PIECE;
+/// A first load is committed in pieces of about this weight, which is 4 MB: that keeps memory and the time that others
+/// wait for the kernel's lock low (netlink.md §2), and the walks through all chains that each commit costs few.
+const PIECE: usize = 12_000;
 
 /// Makes steps out of wanted blocks. The mode's own block is to be given first where it changed: other
 /// blocks jump to its chains.
@@ -86,7 +84,7 @@ impl Planner {
         let unwanted: Vec<_> = leftovers.chains.iter().filter(|chain| !owned.contains(chain)).collect();
         // They jump to each other in any order; an empty chain can always be deleted.
         let flush = |(table, chain): &&ChainKey| Op::FlushChain { table: *table, chain: chain.clone() };
-        self.gone.transaction.ops.extend(unwanted.iter().map(flush));
+        unwanted.iter().map(flush).for_each(|op| self.gone.push(op));
         for chain in unwanted {
             drop_chain(&mut self.gone, chain);
         }
@@ -131,11 +129,11 @@ impl Planner {
 
     /// A piece of a big load or change that can be committed already.
     pub fn take_piece(&mut self) -> Option<Step> {
-        if self.fresh.transaction.len() >= PIECE {
+        if self.fresh.weight >= PIECE {
             return Some(self.fresh.take());
         }
-        let much_gone = self.gone.transaction.len() >= LIVE_PIECE;
-        if self.live.transaction.len() >= LIVE_PIECE || (much_gone && !self.live.transaction.is_empty()) {
+        let much_gone = self.gone.weight >= PIECE;
+        if self.live.weight >= PIECE || (much_gone && !self.live.transaction.is_empty()) {
             let mut piece = self.fresh.take();
             piece.absorb(self.live.take());
             return Some(piece);
@@ -214,7 +212,7 @@ fn keep(groups: &[AppliedGroup]) -> Vec<PendingGroup> {
 
 fn delete_rules(step: &mut Step, from: &AppliedGroup, rules: &[(Digest, Handle)]) {
     let delete = |&(_, handle): &(Digest, Handle)| Op::DeleteRule { table: from.table, chain: from.chain.clone(), handle };
-    step.transaction.ops.extend(rules.iter().map(delete));
+    rules.iter().map(delete).for_each(|op| step.push(op));
 }
 
 /// Turns the rules `old` of a group into those of `group`: what both begin and end with stays, the

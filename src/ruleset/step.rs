@@ -4,7 +4,7 @@ use std::mem;
 
 use super::applied::{AppliedBlock, AppliedChain, AppliedGroup, ChainKey};
 use super::block::{Digest, Group, OwnedChain, Owner};
-use super::rule::{ChainName, Rule, Table};
+use super::rule::{ChainName, Match, Rule, Table};
 use super::transaction::{Handle, Op, Place, Transaction};
 use crate::net::Family;
 
@@ -19,6 +19,8 @@ pub struct Step {
     pub(super) owners: Vec<(Owner, Option<PendingBlock>)>,
     /// `AddRule` operations so far: the index the next one's handle will have.
     pub(super) added: usize,
+    /// About how long the message will be, in units of some 300 bytes.
+    pub(super) weight: usize,
     /// Whose the operations are: each run of them by the index behind its last.
     authors: Vec<(usize, Option<Owner>)>,
 }
@@ -54,6 +56,7 @@ impl Step {
             deleted: Vec::new(),
             owners: Vec::new(),
             added: 0,
+            weight: 0,
             authors: Vec::new(),
         }
     }
@@ -73,6 +76,7 @@ impl Step {
     }
 
     pub(super) fn push(&mut self, op: Op) {
+        self.weight += weight(&op);
         self.transaction.ops.push(op);
     }
 
@@ -87,8 +91,9 @@ impl Step {
         let filled = AppliedChain { digest, rules: chain.rules.len() };
         self.added += filled.rules;
         let (table, name) = (chain.table, chain.name);
-        let add = |rule| Op::AddRule { table, chain: name.clone(), place: Place::Tail, rule };
-        self.transaction.ops.extend(chain.rules.into_iter().map(add));
+        for rule in chain.rules {
+            self.push(Op::AddRule { table, chain: name.clone(), place: Place::Tail, rule });
+        }
         self.chains.push(((table, name), filled));
     }
 
@@ -108,7 +113,14 @@ impl Step {
         self.deleted.append(&mut other.deleted);
         self.owners.append(&mut other.owners);
         self.added += other.added;
+        self.weight += other.weight;
     }
+}
+
+/// A rule's comment is longer than all else in it: xt's takes 256 bytes whatever it says.
+fn weight(op: &Op) -> usize {
+    let has_comment = |rule: &Rule| rule.matches.iter().any(|m| matches!(m, Match::Comment(_)));
+    if matches!(op, Op::AddRule { rule, .. } if has_comment(rule)) { 2 } else { 1 }
 }
 
 /// An owner's block as it will be, with handles still to come.

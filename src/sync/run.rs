@@ -21,7 +21,7 @@ use crate::ruleset::{Applied, Layout, Owner, Step};
 /// So many refusals in one sync are no longer about single Services, or somebody changes rules faster than we do.
 const MAX_REFUSALS: usize = 64;
 
-/// From so many operations in its first step on, the next step is made while one is committed: the kernel needs longer
+/// From so many operations in the first step on, the next step is made while one is committed: the kernel needs longer
 /// than we do, and there is another core.
 const PIPED: usize = 5000;
 
