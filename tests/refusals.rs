@@ -135,6 +135,9 @@ fn several_refused_services_are_all_found() {
         let events = (1..=40).flat_map(|i| web(i, 2)).chain([bad(4), bad(5), bad(33)]);
         let summary = bench.sync(events);
         assert_eq!((summary.left_out, bench.left_out()), (3, ["web-33", "web-4", "web-5"].map(|n| format!("shop/{n}")).to_vec()));
+        for (key, why) in bench.sync.left_out().filter(|_| named) {
+            assert!(why.contains("ENOENT") && why.contains(&format!("{key}:")), "{key}: {why}");
+        }
         let mut others = Bench::with(0);
         others.sync((1..=40).filter(|i| ![4, 5, 33].contains(i)).flat_map(|i| web(i, 2)));
         assert!(others.saved() == bench.saved(), "{}", world::difference(&others.saved(), &bench.saved()));

@@ -14,12 +14,14 @@ use super::plan::Plan;
 use super::sender::{Done, Failure, Sender};
 use super::{Known, LeftOut, Programmed};
 use crate::model::ObjectKey;
-use crate::netlink::{Errno, Error};
+use crate::netlink::{Errno, Error, Refusal};
 use crate::render::{self, Context};
 use crate::ruleset::{Applied, Layout, Owner, Step};
 
-/// So many refusals in one sync are no longer about single Services, or somebody changes rules faster than we do.
+/// So many refusals in one sync are no longer about single Services.
 const MAX_REFUSALS: usize = 64;
+/// Who changes our rules so often between two attempts is not to be outrun: that is for later.
+const MAX_OVERTAKEN: usize = 5;
 
 /// From so many operations in the first step on, the next step is made while one is committed: the kernel needs longer
 /// than we do, and there is another core.
@@ -72,6 +74,8 @@ pub(super) struct Run<'a, 'k> {
     /// Services that were refused once already: what is refused for a passing reason is not refused twice.
     suspects: BTreeSet<ObjectKey>,
     refusals: usize,
+    /// How often somebody else's changes were the cause.
+    overtaken: usize,
 }
 
 impl<'a, 'k> Run<'a, 'k> {
@@ -93,6 +97,7 @@ impl<'a, 'k> Run<'a, 'k> {
             left_out: BTreeMap::new(),
             suspects: BTreeSet::new(),
             refusals: 0,
+            overtaken: 0,
         }
     }
 
@@ -134,36 +139,44 @@ impl<'a, 'k> Run<'a, 'k> {
         if !failure.chains.is_empty() {
             let strangers = self.sender.look_again(self.layout, &failure.chains, &mut self.applied)?;
             if !strangers.is_empty() {
+                self.overtaken += 1;
+                if self.overtaken > MAX_OVERTAKEN {
+                    return Err(failure.error);
+                }
                 return Ok(vec![self.with_owners(work, &strangers)]);
             }
         }
         if let Some(culprits) = self.culprits(&failure.authors) {
-            return Ok(vec![self.suspect(work, culprits, &failure.error)]);
+            return Ok(vec![self.suspect(work, culprits)]);
         }
         match work.divided() {
             Ok([first, then]) => Ok(vec![then, first]),
             Err(work) if work.services.is_empty() => Err(failure.error),
             Err(work) => {
-                let alone = work.services.clone();
-                Ok(vec![self.suspect(work, alone, &failure.error)])
+                let alone = work.services.iter().map(|key| (key.clone(), failure.error.to_string())).collect();
+                Ok(vec![self.suspect(work, alone)])
             }
         }
     }
 
     /// Once more with them; when they are refused again, without them.
-    fn suspect(&mut self, work: Work, culprits: BTreeSet<ObjectKey>, error: &Error) -> Work {
-        if culprits.is_subset(&self.suspects) {
-            return self.without(work, culprits, error);
+    fn suspect(&mut self, work: Work, culprits: Culprits) -> Work {
+        if culprits.keys().all(|key| self.suspects.contains(key)) {
+            return self.without(work, culprits);
         }
-        self.suspects.extend(culprits);
+        self.suspects.extend(culprits.into_keys());
         work
     }
 
     /// The Services that these refused operations belong to; `None` if one of them is not a Service's.
-    fn culprits(&self, authors: &BTreeSet<Option<Owner>>) -> Option<BTreeSet<ObjectKey>> {
-        let owners: BTreeSet<_> = authors.iter().map(Option::as_ref).collect::<Option<_>>()?;
-        let keys = keys_of(&owners, self.planned.iter().chain(self.before));
-        (!keys.is_empty() && owners.iter().all(|owner| matches!(owner, Owner::ServicePort(_)))).then_some(keys)
+    fn culprits(&self, authors: &BTreeMap<Option<Owner>, Refusal>) -> Option<Culprits> {
+        let is_service = |author: &Option<Owner>| matches!(author, Some(Owner::ServicePort(_)));
+        let mut found = Culprits::new();
+        for (key, programmed) in self.planned.iter().chain(self.before) {
+            let refusal = programmed.owners.iter().find_map(|owner| authors.get(&Some(owner.clone())));
+            found.extend(refusal.map(|refusal| (key.clone(), format!("the kernel refused {refusal}"))));
+        }
+        (!found.is_empty() && authors.keys().all(is_service)).then_some(found)
     }
 
     /// The same work, and what else these owners need.
@@ -176,8 +189,8 @@ impl<'a, 'k> Run<'a, 'k> {
 
     /// The same work without these Services. What they had stays as it was; if nobody knows what that was, as after
     /// a start, nothing of it stays: half of it would be worse.
-    fn without(&mut self, mut work: Work, culprits: BTreeSet<ObjectKey>, error: &Error) -> Work {
-        for key in culprits {
+    fn without(&mut self, mut work: Work, culprits: Culprits) -> Work {
+        for (key, why) in culprits {
             work.services.remove(&key);
             self.planned.remove(&key);
             for part in render::service(self.context, &key) {
@@ -187,11 +200,14 @@ impl<'a, 'k> Run<'a, 'k> {
                     work.gone.insert(part.owner);
                 }
             }
-            self.left_out.insert(key, LeftOut { why: error.to_string() });
+            self.left_out.insert(key, LeftOut { why });
         }
         work
     }
 }
+
+/// Services, and why the kernel refuses each.
+type Culprits = BTreeMap<ObjectKey, String>;
 
 type Outcome = (Vec<Done>, Result<(), Box<Failure>>);
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Summary, knowledge, removal};
 use crate::net::Family;
-use crate::netlink::{Error, Kernel};
+use crate::netlink::{Error, Kernel, Refusal};
 use crate::render::Context;
 use crate::ruleset::{Applied, ChainName, Handle, Layout, Op, Owner, Rule, Step, Table, Target, Touched, Transaction};
 use crate::serve::metrics::{Metrics, Sent, TransactionResult};
@@ -23,8 +23,9 @@ pub(super) struct Sender<'a> {
 #[derive(Debug)]
 pub(super) struct Failure {
     pub error: Error,
-    /// Whose operations the kernel refused; `None`: everybody's ground. Empty where it named no operation.
-    pub authors: BTreeSet<Option<Owner>>,
+    /// Whose operations the kernel refused, each with the first of them; `None`: everybody's ground. Empty where it
+    /// named no operation.
+    pub authors: BTreeMap<Option<Owner>, Refusal>,
     /// The chains those operations are about: who refuses may know them otherwise than we do.
     pub chains: Touched,
     /// What it would have meant.
@@ -110,11 +111,11 @@ impl<'a> Sender<'a> {
 
 impl Failure {
     fn new(step: Step, transaction: &Transaction, error: Error) -> Self {
-        let (mut chains, mut authors) = (Touched::default(), BTreeSet::new());
+        let (mut chains, mut authors) = (Touched::default(), BTreeMap::new());
         if let Error::Refused(refusals) = &error {
             for refusal in refusals {
                 add_chains(&mut chains, transaction.ops.get(refusal.op));
-                authors.insert(step.author(refusal.op).cloned());
+                authors.entry(step.author(refusal.op).cloned()).or_insert_with(|| refusal.clone());
             }
         }
         Self { error, authors, chains, step }
