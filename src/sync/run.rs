@@ -226,11 +226,14 @@ fn commit_beside(sender: &mut Sender<'_>, first: Step, rest: &mut Plan<'_>) -> O
     })
 }
 
-/// The Services that these owners are parts of.
+/// The Services that these owners are parts of. Looks through all Services, but for no owners.
 pub(super) fn keys_of<'a>(
     owners: &BTreeSet<&Owner>,
     services: impl Iterator<Item = (&'a ObjectKey, &'a Programmed)>,
 ) -> BTreeSet<ObjectKey> {
+    if owners.is_empty() {
+        return BTreeSet::new();
+    }
     let hit = |(_, programmed): &(&ObjectKey, &Programmed)| programmed.owners.iter().any(|owner| owners.contains(owner));
     services.filter(hit).map(|(key, _)| key.clone()).collect()
 }
