@@ -155,6 +155,7 @@ fn tables_and_new_names_are_everything_of_their_family() {
         for (line, family) in [
             ("nft rename chain ip nat KUBE-A other", Family::Ipv4),
             ("ip6tables -t nat -E KUBE-A other", Family::Ipv6),
+            ("nft rename chain ip nat other KUBE-A; nft rename chain ip nat KUBE-A KUBE-B", Family::Ipv4),
             ("nft add table ip filter", Family::Ipv4),
             ("nft delete table ip6 nat", Family::Ipv6),
             ("nft flush ruleset", Family::Ipv4),

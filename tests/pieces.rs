@@ -9,7 +9,7 @@ use std::sync::Arc;
 use sluice::model::{Event, State};
 use sluice::net::Family;
 use sluice::netlink::fake::FakeKernel;
-use sluice::netlink::{Committed, Error, Kernel, Seen};
+use sluice::netlink::{Committed, Errno, Error, Kernel, Seen};
 use sluice::ruleset::{ChainName, Table, Transaction};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
@@ -149,6 +149,18 @@ fn whatever_piece_comes_last_no_packet_meets_half_a_service() {
         .filter_map(|event| if let Event::Service(key, Some(service)) = event { Some((key, service)) } else { None });
     let relist = bench.sync([Event::Slices(slices.collect()), Event::Services(services.collect())]);
     assert!(relist.transactions >= 5, "{relist:?}");
+    let (want, have) = (world::rendered(&bench.state, FAMILY), world::canonical(&bench.kernel.kernel.save(FAMILY)));
+    assert!(want == have, "{}", world::difference(&want, &have));
+}
+
+/// What the pieces before a refused one made superfluous goes all the same.
+#[test]
+fn a_refused_piece_leaves_nothing_of_the_others_behind() {
+    let mut bench = Bench::new();
+    bench.sync((0..SERVICES).flat_map(|i| web(i, 4)));
+    bench.kernel.kernel.fail_commit_after(1, Error::RefusedWhole { errno: Errno::EINVAL, said: None });
+    let change = bench.sync((0..SERVICES).map(|i| web(i, 3)[0].clone()));
+    assert!(change.transactions >= 4, "{change:?}");
     let (want, have) = (world::rendered(&bench.state, FAMILY), world::canonical(&bench.kernel.kernel.save(FAMILY)));
     assert!(want == have, "{}", world::difference(&want, &have));
 }

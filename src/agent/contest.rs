@@ -93,7 +93,7 @@ impl Contest {
 
 /// Have they a chain in common?
 fn meet(one: &Touched, other: &Touched) -> bool {
-    one.is_everything() || other.is_everything() || one.chains().any(|chain| other.chains().any(|c| c == chain))
+    one.is_everything() || one.chains().any(|chain| other.contains(chain)) || other.is_everything()
 }
 
 #[cfg(test)]

@@ -57,9 +57,10 @@ impl Applied {
         self.disown(made, Vec::new());
     }
 
-    /// A step that was to delete chains was not committed: those whose owner wants them no more become nobody's.
-    pub fn keep_in_mind(&mut self, step: &Step) {
-        let mut chains: Vec<_> = step.deleted.iter().filter(|key| self.chains.contains_key(key)).cloned().collect();
+    /// Steps that were to delete chains were not committed: those whose owner wants them no more become nobody's.
+    pub fn keep_in_mind<'a>(&mut self, steps: impl Iterator<Item = &'a Step>) {
+        let deleted = steps.flat_map(|step| &step.deleted);
+        let mut chains: Vec<_> = deleted.filter(|key| self.chains.contains_key(key)).cloned().collect();
         self.retain_unowned(&mut chains);
         self.disown(chains, Vec::new());
     }

@@ -66,6 +66,18 @@ impl<'a> Plan<'a> {
     }
 }
 
+impl Plan<'_> {
+    /// The steps that were not asked for, as far as they are made.
+    pub fn into_rest(self) -> impl Iterator<Item = Step> {
+        self.planner.into_iter().flat_map(Planner::finish).chain(self.ready)
+    }
+
+    /// Takes back a step that nobody commits.
+    pub fn put_back(&mut self, step: Step) {
+        self.ready.push_front(step);
+    }
+}
+
 impl Iterator for Plan<'_> {
     type Item = Step;
 

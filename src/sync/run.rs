@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::panic::resume_unwind;
-use std::sync::mpsc;
-use std::{iter, thread};
+use std::sync::mpsc::{self, SendError};
+use std::{iter, mem, thread};
 
 use super::plan::Plan;
 use super::sender::{Done, Failure, Sender};
@@ -47,7 +47,7 @@ impl Work {
             return Err(self);
         }
         if self.mode || !self.gone.is_empty() {
-            let (leftovers, services) = (self.leftovers, std::mem::take(&mut self.services));
+            let (leftovers, services) = (self.leftovers, mem::take(&mut self.services));
             return Ok([Self { leftovers: false, ..self }, Self { leftovers, services, ..Self::default() }]);
         }
         let middle = self.services.iter().nth(self.services.len() / 2).cloned();
@@ -123,11 +123,13 @@ impl<'a, 'k> Run<'a, 'k> {
             Some(first) if first.len() >= PIPED => commit_beside(&mut self.sender, first, &mut plan),
             first => commit_all(&mut self.sender, first.into_iter().chain(&mut plan)),
         };
-        self.planned.extend(plan.planned);
+        self.planned.extend(mem::take(&mut plan.planned));
+        let rest: Vec<_> = plan.into_rest().collect();
         for done in done {
             done.record(&mut self.applied);
         }
-        outcome.inspect_err(|failure| self.applied.keep_in_mind(&failure.step))
+        // What the steps before made superfluous was to go with the last.
+        outcome.inspect_err(|failure| self.applied.keep_in_mind(iter::once(&failure.step).chain(&rest)))
     }
 
     /// What is to be tried instead; the last first.
@@ -228,9 +230,10 @@ fn commit_beside(sender: &mut Sender<'_>, first: Step, rest: &mut Plan<'_>) -> O
         // One step on its way and one in the making: memory stays bounded.
         let (queue, steps) = mpsc::sync_channel(0);
         let committer = scope.spawn(move || commit_all(sender, steps.into_iter()));
-        for step in iter::once(first).chain(rest) {
+        for step in iter::once(first).chain(&mut *rest) {
             // Nobody takes it: the committer has met a failure, and says so.
-            if queue.send(step).is_err() {
+            if let Err(SendError(step)) = queue.send(step) {
+                rest.put_back(step);
                 break;
             }
         }
@@ -239,11 +242,14 @@ fn commit_beside(sender: &mut Sender<'_>, first: Step, rest: &mut Plan<'_>) -> O
     })
 }
 
-/// The Services that these owners are parts of.
+/// The Services that these owners are parts of. Looks through all Services, but for no owners.
 pub(super) fn keys_of<'a>(
     owners: &BTreeSet<&Owner>,
     services: impl Iterator<Item = (&'a ObjectKey, &'a Programmed)>,
 ) -> BTreeSet<ObjectKey> {
+    if owners.is_empty() {
+        return BTreeSet::new();
+    }
     let hit = |(_, programmed): &(&ObjectKey, &Programmed)| programmed.owners.iter().any(|owner| owners.contains(owner));
     services.filter(hit).map(|(key, _)| key.clone()).collect()
 }

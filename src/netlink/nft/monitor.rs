@@ -261,14 +261,14 @@ fn what(message: &Message<'_>, attributes: Attributes<'_>, matters: Matters<'_>)
     };
     match (table, chain.map(text)) {
         (Some(_), None) => What::Everything,
-        (Some(table), Some(Some(chain))) if matters(table, chain) => What::Chain(table, chain.into()),
-        // Of a chain that got a new name nobody says the old one, which may have been ours.
+        // Of a chain that got a new name nobody says the old one, which may have been ours whatever the new one is.
         (Some(_), Some(_)) if may_be_renamed(message, attributes) => What::Everything,
+        (Some(table), Some(Some(chain))) if matters(table, chain) => What::Chain(table, chain.into()),
         (None, _) | (Some(_), Some(_)) => What::Nothing,
     }
 }
 
-/// A chain that was changed, not made, and is not one of those with a hook, of which a policy is changed.
+/// A chain that was changed, not made. Of one with a hook it is the policy that is changed.
 fn may_be_renamed(message: &Message<'_>, attributes: Attributes<'_>) -> bool {
     let made = message.head.flags & (flag::CREATE | flag::EXCLUSIVE) != 0;
     message.head.kind == kind::NEW_CHAIN && !made && attributes.get(NFTA_CHAIN_HOOK).is_none()

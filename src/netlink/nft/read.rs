@@ -1,6 +1,8 @@
 //! Reading tables, chains and rules back. Of everything in the kernel only the three tables that
 //! iptables users share are looked at.
 
+use std::collections::BTreeSet;
+
 use super::super::attr::{Attributes, Message, flag};
 use super::super::errno::Errno;
 use super::super::error::{Error, Step};
@@ -115,10 +117,11 @@ pub(super) type Dumped<T> = (T, bool);
 const MAX_TRIES: usize = 20;
 
 /// Dumps until nobody came in between, or until two dumps in a row found the same, told by `essence`: a program that
-/// commits all the time interrupts each dump of a long chain, whatever table it is about.
-fn consistent<T, E: PartialEq>(
+/// commits all the time interrupts each dump of a long chain, whatever table it is about. One that tells something twice
+/// is of two moments, and agrees with none.
+fn consistent<T, E: Ord>(
     step: Step,
-    essence: impl Fn(&T) -> E,
+    essence: impl Fn(&T) -> Vec<E>,
     mut dump: impl FnMut() -> Result<Dumped<T>, Error>,
 ) -> Result<T, Error> {
     let mut before = None;
@@ -126,8 +129,8 @@ fn consistent<T, E: PartialEq>(
         match dump() {
             Ok((found, true)) => return Ok(found),
             Ok((found, false)) => {
-                let now = Some(essence(&found));
-                if now == before {
+                let now = Some(essence(&found)).filter(|now| now.iter().collect::<BTreeSet<_>>().len() == now.len());
+                if now.is_some() && now == before {
                     return Ok(found);
                 }
                 before = now;
@@ -152,4 +155,30 @@ fn rule(family: Family, message: &Message<'_>, names: &mut Names) -> Option<Seen
     let handle = Handle(attributes.get(NFTA_RULE_HANDLE)?.be64()?);
     let expressions = attributes.get(NFTA_RULE_EXPRESSIONS).map(|a| a.nested()).unwrap_or_default();
     Some(Seen::Rule { table, chain, handle, rule: decode::read_rule(family, expressions, names) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What comes of dumps that are all interrupted.
+    fn read(dumps: &[&[u8]]) -> Option<Vec<u8>> {
+        let mut dumps = dumps.iter();
+        let next = || dumps.next().map(|found| (found.to_vec(), false)).ok_or(Error::HandlesUnknown);
+        consistent(Step::ReadChains, Vec::clone, next).ok()
+    }
+
+    #[test]
+    fn two_dumps_that_agree_are_right() {
+        assert_eq!(read(&[&[1, 2, 3], &[1, 3], &[1, 2, 3], &[1, 2, 3]]), Some(vec![1, 2, 3]));
+        assert_eq!(read(&[&[1, 2, 3], &[1, 3]]), None);
+    }
+
+    /// The kernel goes on by number: when something is put in before it comes back, it tells the last once more. That can
+    /// happen at the same place again, and a rule that is there twice would be deleted for nobody's.
+    #[test]
+    fn a_dump_that_tells_something_twice_is_never_right() {
+        assert_eq!(read(&[&[1, 2, 2, 3], &[1, 2, 2, 3]]), None);
+        assert_eq!(read(&[&[1, 2, 2, 3], &[1, 2, 2, 3], &[1, 2, 3], &[1, 2, 3]]), Some(vec![1, 2, 3]));
+    }
 }
