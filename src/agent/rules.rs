@@ -96,8 +96,8 @@ impl RuleLoop {
         }
     }
 
-    /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a
-    /// line.
+    /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a line. Fails
+    /// then when Services had to be left out, once all others are programmed.
     pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
         let drift = Arc::clone(&self.drift);
@@ -121,7 +121,7 @@ impl RuleLoop {
                     self.take_drift();
                     self.audit();
                     if self.begun && self.sync()? && self.config.once {
-                        return Ok(Some(self.summary()));
+                        return self.outcome().map(Some);
                     }
                 }
             }
@@ -299,6 +299,21 @@ impl RuleLoop {
         tracing::debug!("others committed during a big transaction of ours, all rules are read");
         let drift = Drift::audit(RepairCause::LostNotifications, Instant::now());
         self.families.iter_mut().for_each(|family| family.drifted(drift.clone()));
+    }
+
+    /// What became of a run with `--once`: a line that sums it up, or what the kernel would not have.
+    fn outcome(&self) -> anyhow::Result<String> {
+        for family in &self.families {
+            let mut left_out = family.left_out();
+            if let Some((service, why)) = left_out.next() {
+                let others = match left_out.count() {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                bail!("program {} rules: of Service {service}{others}: {why}", family.family());
+            }
+        }
+        Ok(self.summary())
     }
 
     fn summary(&self) -> String {
