@@ -172,6 +172,7 @@ impl Paced {
         let outcome = self.sync.sync(kernel, inputs);
         match &outcome {
             Ok(summary) => self.succeeded(*summary, started.elapsed(), health),
+            Err(netlink::Error::Stopped) => {}
             Err(error) => self.failed(error, metrics),
         }
         outcome

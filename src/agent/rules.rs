@@ -272,6 +272,7 @@ impl RuleLoop {
                         self.flows.rules_in_force(family.family());
                     }
                 }
+                Some(Err(netlink::Error::Stopped)) => return Ok(false), // whoever stopped it tells the loop
                 Some(Err(error)) => failed = Some((family.family(), family.failures(), error)),
                 None => {}
             }
