@@ -76,6 +76,7 @@ pub struct RuleLoop {
 impl RuleLoop {
     pub fn new(config: Arc<Config>, site: Site, reports: Reports) -> Self {
         let Site { ground, kernel, drift } = site;
+        ground.families.iter().for_each(|family| reports.metrics.drift_watched(*family));
         let paced = |&family| Paced::new(FamilySync::new(family, Arc::clone(&reports.metrics)));
         Self {
             state: State::new(Arc::clone(&config.node_name)),
