@@ -1,11 +1,16 @@
 # What people type. Everything installs what it needs on a fresh Debian machine with a Rust toolchain.
 
-.PHONY: all build release demo test lint bench install clean
+.PHONY: all build release demo test lint bench tools install clean
 
 all: build
 
-install:
+# What building, the demo and the benchmarks need.
+tools:
 	@e2e/install.sh
+
+# And what the tests need: a virtual machine with a kernel of its own.
+install:
+	@e2e/install.sh --machine
 
 build:
 	cargo build --locked
@@ -14,7 +19,7 @@ release:
 	cargo build --locked --release
 
 # Nodes, pods and a client as network namespaces; the proxy programs the node and traffic flows.
-demo: install build
+demo: tools build
 	@e2e/demo.sh target/debug/sluice
 
 # All tests. Those that need a kernel make their own network namespaces; without root they say so and
@@ -27,7 +32,7 @@ lint:
 	cargo clippy --locked --all-targets -- -D warnings
 
 # Measures, prints tables, asserts nothing.
-bench: install
+bench: tools
 	cargo bench --locked
 
 clean:

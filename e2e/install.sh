@@ -1,12 +1,14 @@
 #!/bin/bash
-# Installs the Debian packages that building, `make test` and `make demo` need, and the kernel the tests boot. Does nothing when
-# all is there.
+# Installs the Debian packages that building, `make demo` and `make bench` need; with `--machine` also the virtual machine of
+# `make test` and the kernel it boots. Does nothing when all is there.
 set -euo pipefail
 
-# curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at rules and flows from outside; strace, util-linux
-# (setpriv, unshare): to watch and confine the proxy; iproute2, procps (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules;
-# qemu-system-x86, xz-utils: e2e/vmrun.
-packages=(conntrack curl gcc libc6-dev iproute2 iptables make nftables procps python3 qemu-system-x86 strace util-linux xz-utils)
+# curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at
+# rules and flows from outside; strace, util-linux (setpriv, unshare): to watch and confine the proxy; iproute2, procps
+# (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules.
+packages=(conntrack curl gcc libc6-dev iproute2 iptables make nftables procps python3 strace util-linux)
+# For e2e/vmrun.
+machine_packages=(qemu-system-x86 xz-utils)
 
 missing_packages() {
     local package
@@ -41,7 +43,15 @@ fill_machine() {
 }
 
 main() {
-    local missing
+    local missing machine=${1:-}
+    case $machine in
+    '') ;;
+    --machine) packages+=("${machine_packages[@]}") ;;
+    *)
+        echo "error: $machine: the only argument is --machine" >&2
+        exit 2
+        ;;
+    esac
     if ! command -v dpkg-query >/dev/null; then
         echo "note: not a Debian machine; needed here: ${packages[*]}" >&2
         return
@@ -56,7 +66,9 @@ main() {
         install_packages "${missing[@]}"
     fi
     check_iptables
-    fill_machine
+    if [[ $machine ]]; then
+        fill_machine
+    fi
 }
 
-main
+main "$@"

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-/// Set in `.cargo/config.toml`. With the C library's own, 20,000 Services take twice the memory for good: the
+/// Its options are in `.cargo/config.toml`. With the C library's own, 20,000 Services take twice the memory for good: the
 /// first load leaves its heap full of holes. That of musl, in a static binary, is slow with threads as well.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;

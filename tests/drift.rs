@@ -199,6 +199,27 @@ fn flushed_tables_are_back_and_what_was_others_is_not_invented() {
     assert!(log.contains(" nft (pid ") && told("IPv4") && told("IPv6"), "{log}");
 }
 
+/// `iptables-restore` makes every table anew, so that all rules are there with other handles.
+#[test]
+fn a_restored_dump_of_our_own_rules_leaves_none_of_them_twice() {
+    let Some(node) = Node::new("drift-restore") else { return };
+    let field = Field::new(&node, 20, &[]);
+    for turn in 1..=3 {
+        let seen = field.metric("sluice_drift_notifications_total");
+        field.sh("iptables-save > $$.dump; iptables-restore < $$.dump; ip6tables-save > $$.dump; ip6tables-restore < $$.dump; rm $$.dump");
+        field.wait_for("the dump is heard of", || field.metric("sluice_drift_notifications_total") > seen);
+        // What comes after it is looked at after it.
+        let before = field.repairs();
+        field.sh("iptables -t nat -D POSTROUTING 1; ip6tables -t nat -D POSTROUTING 1");
+        field.wait_for("what was deleted is back", || field.repairs() >= before + 2);
+        field.wait_for_rules_as_before(&format!("restored dump {turn}"));
+    }
+    // An old dump, without the rule that leads to a Service.
+    field.sh("iptables-save | grep -v 'shop/web-ipv4-7:' > $$.dump; iptables-restore < $$.dump; rm $$.dump");
+    field.wait_for_rules_as_before("an old dump");
+    field.run.stop();
+}
+
 /// Fills the monitor's buffer, some 16 MB, many times over with what is nobody's business.
 const FLOOD: &str = "(echo 'add table ip flood; add chain ip flood x'; \
     for i in $(seq 20000); do echo \"add rule ip flood x counter comment \\\"$(printf %090d $i)\\\"\"; done) > $0; \

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 use support::netns::Process;
-use support::node::{Node, Run, good};
+use support::node::{Node, Run, error_line, good};
 use support::{PATIENCE, wait_until};
 
 /// Lets the next call of this name fail so, in each thread of the proxy, and makes sure that strace is there first.
@@ -113,6 +113,25 @@ fn a_refused_service_is_named_and_the_others_go_on() {
     node.write_objects(&objects);
     run.wait_for_rules("10.244.0.33:8080");
     run.stop();
+}
+
+#[test]
+fn once_fails_with_the_name_of_a_refused_service_when_the_others_are_programmed() {
+    let Some(node) = Node::new("edge-once") else { return };
+    let squatted = [3, 5].map(|number| chain_of(&node, number));
+    let base = |chain: &String| format!("add chain ip nat {chain} {{ type nat hook prerouting priority -90; }}; ");
+    node.namespace.output(&["nft", &format!("add table ip nat; {}", squatted.each_ref().map(base).concat())]);
+    node.write_objects(&webs(6));
+    let output = node.once();
+    let line = error_line(&output);
+    let told = line.starts_with("error: program IPv4 rules: of Service shop/web-3 (and 1 more): the kernel refused ");
+    assert!(told && line.contains("EOPNOTSUPP"), "{line}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "", "there is no summary of what was not done");
+    let rules = node.rules();
+    for (number, in_force) in [(1, true), (2, true), (3, false), (4, true), (5, false), (6, true)] {
+        let jump = format!("shop/web-{number}:web cluster IP\" -m tcp --dport 80 -j KUBE-SVC-");
+        assert_eq!(rules.contains(&jump), in_force, "{number}: {rules}");
+    }
 }
 
 /// The name of the chain that a Service of [`webs`] will have.

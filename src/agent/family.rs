@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::pace::{Pace, Work};
 use super::repair::{Drift, Repairs};
-use crate::model::Changes;
+use crate::model::{Changes, ObjectKey};
 use crate::net::Family;
 use crate::netlink::{self, Kernel};
 use crate::serve::metrics::{AuditResult, RepairCause};
@@ -53,6 +53,11 @@ impl Paced {
     /// What the last sync that succeeded did.
     pub fn last(&self) -> Option<Summary> {
         self.last
+    }
+
+    /// The Services that the kernel refuses, and what it said.
+    pub fn left_out(&self) -> impl Iterator<Item = (&ObjectKey, &str)> {
+        self.sync.left_out()
     }
 
     pub fn note(&mut self, changes: &Changes) {
@@ -167,6 +172,7 @@ impl Paced {
         let outcome = self.sync.sync(kernel, inputs);
         match &outcome {
             Ok(summary) => self.succeeded(*summary, started.elapsed(), health),
+            Err(netlink::Error::Stopped) => {}
             Err(error) => self.failed(error, metrics),
         }
         outcome
@@ -178,9 +184,12 @@ impl Paced {
         let first = self.last.replace(summary).is_none();
         let failures = std::mem::take(&mut self.failures);
         self.not_before = None;
-        let Summary { services, transactions, operations, bytes, .. } = summary;
+        let Summary { services, transactions, operations, bytes, left_out, .. } = summary;
         if first || failures > 0 {
-            tracing::info!("{family} rules are in force: {services} services, {operations} operations sent in {took:.1?}");
+            let without = if left_out > 0 { format!(" without {left_out} that the kernel refuses") } else { String::new() };
+            tracing::info!(
+                "{family} rules are in force: {services} services{without}, {operations} operations sent in {took:.1?}"
+            );
         } else {
             tracing::debug!(%family, services, transactions, operations, bytes, ?took, "rules programmed");
         }

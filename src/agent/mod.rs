@@ -16,8 +16,8 @@ mod repair;
 mod rules;
 
 use std::future::Future;
-use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -28,6 +28,7 @@ use crate::config::{Config, Source};
 use crate::model::Event;
 use crate::netlink::NftKernel;
 use crate::render;
+use crate::serve::http::Shutdown;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
 use crate::source::{kube, manifests};
 use rules::{Reports, RuleLoop, Site};
@@ -63,6 +64,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let changes_of_others = Arc::<drift::Changes>::default();
     // Before anything is read: what is changed after the reading is heard.
     let monitor = if config.once { None } else { drift::listen(&mut kernel, config.audit_period) };
+    let halt = Arc::<AtomicBool>::default();
+    kernel.stop_when(Arc::clone(&halt));
     let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others) };
     let rules = RuleLoop::new(Arc::clone(&config), site, reports);
 
@@ -70,6 +73,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     // Nobody fires it: servers answer until the process ends, with 503 once it is about to.
     let (_over, open) = watch::channel(false);
     let mut parts = Parts::new();
+    let (stop, stopped) = watch::channel(false);
+    spawn(&mut parts, "signals", signals.follow(health.clone(), halt, stop));
     spawn(&mut parts, "source", read_objects(Arc::clone(&config), events.clone()));
     spawn(&mut parts, "addresses", addresses::follow(events));
     if let Some(monitor) = monitor {
@@ -86,7 +91,7 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
             Ok(())
         });
     }
-    until_stopped((rules, inbox), parts, signals, &health).await
+    until_stopped((rules, inbox), parts, stopped).await
 }
 
 fn servers(config: &Config, health: &Health, metrics: &Arc<Metrics>) -> [Server; 2] {
@@ -127,26 +132,29 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
+
+    /// Stops the loop, also where it is busy with the kernel: a transaction that is under way is finished (it does not
+    /// wait inside one), and `halt` keeps the next one from being sent.
+    async fn follow(mut self, health: Health, halt: Arc<AtomicBool>, stop: watch::Sender<bool>) -> anyhow::Result<()> {
+        loop {
+            let signal = self.next().await;
+            tracing::info!("{signal}: stopping; the rules stay");
+            health.begin_shutdown();
+            halt.store(true, Ordering::Relaxed);
+            stop.send_replace(true);
+        }
+    }
 }
 
 /// Runs the loop until it is done, a signal has stopped it, or one of the parts it needs has ended.
-/// A transaction that is under way is finished in any case: the loop does not wait inside one.
 async fn until_stopped(
     (rules, mut inbox): (RuleLoop, mpsc::Receiver<Event>),
     mut parts: Parts,
-    mut signals: Signals,
-    health: &Health,
+    stopped: Shutdown,
 ) -> anyhow::Result<Option<String>> {
-    let (stop, stopped) = watch::channel(false);
-    let mut rules = pin!(rules.run(&mut inbox, stopped));
-    loop {
-        tokio::select! {
-            outcome = &mut rules => return outcome,
-            ended = parts.join_next() => return Err(too_early(ended)),
-            signal = signals.next() => tracing::info!("{signal}: stopping; the rules stay"),
-        }
-        health.begin_shutdown();
-        stop.send_replace(true);
+    tokio::select! {
+        outcome = rules.run(&mut inbox, stopped) => outcome,
+        ended = parts.join_next() => Err(too_early(ended)),
     }
 }
 

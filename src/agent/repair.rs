@@ -143,7 +143,7 @@ impl Repairs {
 /// For the operator at 3 a.m.: what, who, and what was done about it.
 fn repair(family: Family, drift: &Drift, operations: usize, took: Duration) -> String {
     let (chains, by) = (chains(&drift.touched), authors(&drift.by));
-    let done = format!("put right with {operations} operations");
+    let done = format!("put right with {operations} operation{}", if operations == 1 { "" } else { "s" });
     match drift.cause {
         RepairCause::Notification => {
             format!("{by} changed {family} rules of this proxy in {chains}: {done}, {took:.1?} after it was told")
@@ -205,6 +205,7 @@ mod tests {
             "iptables (pid 7, netlink port 7) changed IPv4 rules of this proxy in nat KUBE-SVC-A, nat KUBE-SVC-B, nat KUBE-SVC-C \
              and 1 more: put right with 9 operations, 12.3ms after it was told"
         );
+        assert!(repair(Family::Ipv4, &drift, 1, took).contains(": put right with 1 operation, 12.3ms after it was told"));
         drift.merge(Drift::audit(RepairCause::LostNotifications, Instant::now()));
         assert_eq!(
             repair(Family::Ipv6, &drift, 9, took),

@@ -76,6 +76,7 @@ pub struct RuleLoop {
 impl RuleLoop {
     pub fn new(config: Arc<Config>, site: Site, reports: Reports) -> Self {
         let Site { ground, kernel, drift } = site;
+        ground.families.iter().for_each(|family| reports.metrics.drift_watched(*family));
         let paced = |&family| Paced::new(FamilySync::new(family, Arc::clone(&reports.metrics)));
         Self {
             state: State::new(Arc::clone(&config.node_name)),
@@ -96,8 +97,8 @@ impl RuleLoop {
         }
     }
 
-    /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a
-    /// line.
+    /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a line. Fails
+    /// then when Services had to be left out, once all others are programmed.
     pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
         let drift = Arc::clone(&self.drift);
@@ -121,7 +122,7 @@ impl RuleLoop {
                     self.take_drift();
                     self.audit();
                     if self.begun && self.sync()? && self.config.once {
-                        return Ok(Some(self.summary()));
+                        return self.outcome().map(Some);
                     }
                 }
             }
@@ -272,6 +273,7 @@ impl RuleLoop {
                         self.flows.rules_in_force(family.family());
                     }
                 }
+                Some(Err(netlink::Error::Stopped)) => return Ok(false), // whoever stopped it tells the loop
                 Some(Err(error)) => failed = Some((family.family(), family.failures(), error)),
                 None => {}
             }
@@ -299,6 +301,21 @@ impl RuleLoop {
         tracing::debug!("others committed during a big transaction of ours, all rules are read");
         let drift = Drift::audit(RepairCause::LostNotifications, Instant::now());
         self.families.iter_mut().for_each(|family| family.drifted(drift.clone()));
+    }
+
+    /// What became of a run with `--once`: a line that sums it up, or what the kernel would not have.
+    fn outcome(&self) -> anyhow::Result<String> {
+        for family in &self.families {
+            let mut left_out = family.left_out();
+            if let Some((service, why)) = left_out.next() {
+                let others = match left_out.count() {
+                    0 => String::new(),
+                    more => format!(" (and {more} more)"),
+                };
+                bail!("program {} rules: of Service {service}{others}: {why}", family.family());
+            }
+        }
+        Ok(self.summary())
     }
 
     fn summary(&self) -> String {

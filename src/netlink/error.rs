@@ -67,6 +67,9 @@ impl fmt::Display for Step {
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
+    /// The process is about to end: nothing was sent.
+    #[error("stopped")]
+    Stopped,
     /// The rules changed while they were read: what was read is of several moments.
     #[error("the rules changed while they were read")]
     Interrupted,
@@ -115,7 +118,7 @@ impl Error {
             | Self::Failed { errno, .. }
             | Self::Unsupported { errno, .. } => Some(*errno),
             Self::NoPrivilege { .. } => Some(Errno::EPERM),
-            Self::Interrupted | Self::HandlesUnknown | Self::NoAnswer { .. } => None,
+            Self::Stopped | Self::Interrupted | Self::HandlesUnknown | Self::NoAnswer { .. } => None,
         }
     }
 

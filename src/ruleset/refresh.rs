@@ -12,7 +12,41 @@ use super::touched::Touched;
 use super::transaction::Handle;
 
 /// The rules of the shared chains that were looked at, less those that an owner has claimed.
-type Unclaimed = HashMap<ChainKey, HashMap<Handle, Digest>>;
+type Unclaimed = HashMap<ChainKey, Rest>;
+
+/// What nobody has claimed of one shared chain.
+#[derive(Debug)]
+struct Rest {
+    /// Each rule and its place in the chain.
+    rules: HashMap<Handle, (Digest, usize)>,
+    /// Others' rules stand there too, and nobody removes what nobody claims: equals of ours must be claimed, or they
+    /// would stand there twice.
+    is_common: bool,
+}
+
+impl Rest {
+    fn new(rules: &[(Digest, Handle)], is_common: bool) -> Self {
+        let rules = rules.iter().enumerate().map(|(place, &(digest, handle))| (handle, (digest, place)));
+        Self { rules: rules.collect(), is_common }
+    }
+
+    /// Takes the rule with this handle if it is this rule. Gives its place.
+    fn take(&mut self, (digest, handle): (Digest, Handle)) -> Option<usize> {
+        // A table that was made anew gives the same handles to other rules.
+        let (_, place) = self.rules.get(&handle).copied().filter(|(found, _)| *found == digest)?;
+        self.rules.remove(&handle);
+        Some(place)
+    }
+
+    /// Takes the first equal of a rule that stands between these places, as `iptables-restore` of our own dump leaves.
+    fn take_equal(&mut self, digest: Digest, after: Option<usize>, before: Option<usize>) -> Option<(Handle, usize)> {
+        let fits = |place: usize| after.is_none_or(|after| place > after) && before.is_none_or(|before| place < before);
+        let equals = self.rules.iter().filter(|(_, (found, place))| *found == digest && fits(*place));
+        let (handle, place) = equals.map(|(handle, (_, place))| (*handle, *place)).min_by_key(|(_, place)| *place)?;
+        self.rules.remove(&handle);
+        Some((handle, place))
+    }
+}
 
 /// Chains of one owner that are not what they were.
 #[derive(Debug, Default)]
@@ -31,7 +65,7 @@ impl Applied {
             self.tables = found.complete_tables();
         }
         let differences = self.refresh_chains(touched, found.chains);
-        let mut unclaimed = self.refresh_shared(touched, found.shared);
+        let mut unclaimed = self.refresh_shared(touched, found.shared, layout);
         let mut affected = BTreeSet::new();
         for (owner, block) in &mut self.owners {
             let lost_chains = block.lose(&differences);
@@ -41,7 +75,7 @@ impl Applied {
         }
         let strange = self.strange_chains(touched, differences.new, layout);
         let is_ours = |key: &ChainKey| layout.kind(key.0, key.1.as_str()) == Kind::Dispatch;
-        let groups = unclaimed.into_iter().filter(|(key, rules)| is_ours(key) && !rules.is_empty()).map(alien_group);
+        let groups = unclaimed.into_iter().filter(|(key, rest)| is_ours(key) && !rest.rules.is_empty()).map(alien_group);
         if self.disown(strange, groups.collect()) {
             affected.insert(Owner::Nobody);
         }
@@ -99,11 +133,16 @@ impl Applied {
         differences
     }
 
-    fn refresh_shared(&mut self, touched: &Touched, found: HashMap<ChainKey, Vec<(Digest, Handle)>>) -> Unclaimed {
+    fn refresh_shared(
+        &mut self,
+        touched: &Touched,
+        found: HashMap<ChainKey, Vec<(Digest, Handle)>>,
+        layout: &Layout,
+    ) -> Unclaimed {
         let mut unclaimed = Unclaimed::new();
         for key in self.shared.iter().filter(|key| touched.contains(key) && !found.contains_key(key)) {
             // Its rules went with it; and a table without one of its built-in chains is not complete.
-            unclaimed.insert(key.clone(), HashMap::new());
+            unclaimed.insert(key.clone(), Rest::new(&[], false));
             if key.0.builtin_chains().contains(&key.1.as_str()) {
                 self.tables.remove(&key.0);
             }
@@ -111,7 +150,8 @@ impl Applied {
         self.shared.retain(|key| !unclaimed.contains_key(key));
         for (key, rules) in found {
             self.shared.insert(key.clone());
-            unclaimed.insert(key, rules.into_iter().map(|(digest, handle)| (handle, digest)).collect());
+            let is_common = layout.kind(key.0, key.1.as_str()) == Kind::Common;
+            unclaimed.insert(key, Rest::new(&rules, is_common));
         }
         unclaimed
     }
@@ -157,17 +197,43 @@ impl AppliedBlock {
     fn claim(&mut self, unclaimed: &mut Unclaimed) -> bool {
         let mut lost = false;
         for group in &mut self.groups {
-            let Some(rules) = unclaimed.get_mut(&(group.table, group.chain.clone())) else { continue };
-            let before = group.rules.len();
-            // A table that was made anew gives the same handles to other rules.
-            group.rules.retain(|(digest, handle)| rules.get(handle) == Some(digest) && rules.remove(handle).is_some());
-            lost |= group.rules.len() < before;
+            let Some(rest) = unclaimed.get_mut(&(group.table, group.chain.clone())) else { continue };
+            lost |= group.claim(rest);
         }
         self.groups.retain(|group| !group.rules.is_empty());
         lost
     }
 }
 
-fn alien_group(((table, chain), rules): (ChainKey, HashMap<Handle, Digest>)) -> AppliedGroup {
-    AppliedGroup { table, chain, slot: 0, rules: rules.into_iter().map(|(handle, digest)| (digest, handle)).collect() }
+impl AppliedGroup {
+    /// The same for one group.
+    fn claim(&mut self, rest: &mut Rest) -> bool {
+        let mut places: Vec<_> = self.rules.iter().map(|&rule| rest.take(rule)).collect();
+        if rest.is_common {
+            self.claim_equals(rest, &mut places);
+        }
+        let count = self.rules.len();
+        let mut places = places.iter();
+        self.rules.retain(|_| places.next().is_some_and(Option::is_some));
+        self.rules.len() < count
+    }
+
+    /// For rules without a place: equals of theirs between those that have one.
+    fn claim_equals(&mut self, rest: &mut Rest, places: &mut [Option<usize>]) {
+        for (index, (digest, handle)) in self.rules.iter_mut().enumerate() {
+            if places[index].is_some() {
+                continue;
+            }
+            let after = places[..index].iter().rev().find_map(|place| *place);
+            let before = places[index + 1..].iter().find_map(|place| *place);
+            if let Some((equal, place)) = rest.take_equal(*digest, after, before) {
+                *handle = equal;
+                places[index] = Some(place);
+            }
+        }
+    }
+}
+
+fn alien_group(((table, chain), rest): (ChainKey, Rest)) -> AppliedGroup {
+    AppliedGroup { table, chain, slot: 0, rules: rest.rules.into_iter().map(|(handle, (digest, _))| (digest, handle)).collect() }
 }

@@ -32,13 +32,14 @@ impl Act {
 /// Something that somebody may do to what is there; `None` where there is nothing to do it to.
 pub fn act(have: &Contents, random: &mut Random) -> Option<Act> {
     let mut act = Act::new();
-    match random.below(10) {
+    match random.below(11) {
         0 => flush_all(&mut act, have),
         1 => delete_chain(&mut act, pick(have, random, is_deletable)?, have),
         2 => stale_chain(&mut act, have, random),
         3 => flush(&mut act, pick(have, random, is_ours)?),
         4 => reverse(&mut act, pick(have, random, is_ours_alone)?, have),
         5 => add(&mut act, pick(have, random, is_ours_alone)?, (Place::Head, intruder(random))),
+        7 => restore(&mut act, have),
         6 => double(&mut act, pick(have, random, is_ours_alone)?, have, random)?,
         _ => delete_rule(&mut act, pick(have, random, is_ours)?, have, random)?,
     }
@@ -134,6 +135,16 @@ fn double(act: &mut Act, key: &ChainKey, have: &Contents, random: &mut Random) -
     let place = if random.chance(2) { Place::Head } else { Place::Tail };
     add(act, key, (place, rule?.clone()));
     Some(())
+}
+
+/// What `iptables-restore` of our own dump does: all rules are what they were, with other handles.
+fn restore(act: &mut Act, have: &Contents) {
+    for (key, rules) in have {
+        flush(act, key);
+        for rule in rules.iter().filter_map(|(_, rule)| rule.clone()) {
+            add(act, key, (Place::Tail, rule));
+        }
+    }
 }
 
 /// The same rules the other way round.

@@ -17,6 +17,8 @@ mod xt;
 pub use ahead::Encoded;
 pub use monitor::{Committer, Ears, ForeignChange, RuleMonitor};
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::attr::{Head, Message, Messages, NLMSG_DONE, NLMSG_ERROR, Writer, flag};
@@ -48,6 +50,8 @@ pub struct NftKernel {
     ears: Option<Ears>,
     /// Did others commit while the monitor did not listen?
     unheard: bool,
+    /// Set when the process is about to end.
+    stop: Arc<AtomicBool>,
 }
 
 impl NftKernel {
@@ -60,7 +64,8 @@ impl NftKernel {
             }
             _ => error,
         })?;
-        let mut kernel = Self { socket, sequence: 0, undisturbed: Undisturbed::default(), ears: None, unheard: false };
+        let mut kernel =
+            Self { socket, sequence: 0, undisturbed: Undisturbed::default(), ears: None, unheard: false, stop: Arc::default() };
         // What nfnetlink answers for a subsystem it doesn't have and cannot load.
         kernel.generation().map_err(|error| match error.errno() {
             Some(errno @ (Errno::EINVAL | Errno::EOPNOTSUPP)) => Error::Unsupported { what: "nf_tables", errno },
@@ -109,8 +114,18 @@ impl NftKernel {
         std::mem::take(&mut self.unheard)
     }
 
+    /// From the moment that this is set on nothing more is sent, and long readings end: with [`Error::Stopped`].
+    pub fn stop_when(&mut self, stop: Arc<AtomicBool>) {
+        self.stop = stop;
+    }
+
+    fn go_on(&self) -> Result<(), Error> {
+        if self.stop.load(Ordering::Relaxed) { Err(Error::Stopped) } else { Ok(()) }
+    }
+
     /// Sends a transaction; a big one while the monitor does not listen.
     fn send(&mut self, transaction: &Transaction) -> Result<Committed, Error> {
+        self.go_on()?;
         let Some(ears) = self.ears.take_if(|_| transaction.len() >= LOUD) else { return self.send_transaction(transaction) };
         let before = self.generation();
         let closed = ears.close();

@@ -29,6 +29,7 @@ impl NftKernel {
         // Chain by chain: for each 32 KiB of a table's dump the kernel walks the table from its start
         // (nf_tables_dump_rules), which takes 40 s for 160,000 rules; a chain it finds by its name.
         for (table, chain) in &chains {
+            self.go_on()?;
             let seen = self.read_whole_chain((family, *table), chain, &mut names)?;
             seen.into_iter().for_each(&mut *visit);
         }
@@ -44,6 +45,7 @@ impl NftKernel {
     ) -> Result<(), Error> {
         let mut names = Names::default();
         for (table, chain) in chains {
+            self.go_on()?;
             if self.chain_exists((family, *table), chain)? {
                 visit(Seen::Chain { table: *table, chain: chain.clone() });
                 let seen = self.read_whole_chain((family, *table), chain, &mut names)?;

@@ -22,12 +22,29 @@ pub(super) struct Repairs {
 }
 
 impl Metrics {
+    /// From now on this family's rules are watched: what did not happen yet is 0 and not missing, or an alert on its
+    /// increase would not see the first time.
+    pub fn drift_watched(&self, ip_family: Family) {
+        let (repairs, label) = (&self.repairs, label(ip_family));
+        for counter in [&repairs.notifications, &repairs.operations] {
+            counter.get_or_create(&label).inc_by(0);
+        }
+        drop(repairs.duration.get_or_create(&label));
+        repairs.slowed.get_or_create(&label).set(0);
+        for cause in [RepairCause::Audit, RepairCause::Notification, RepairCause::LostNotifications] {
+            repairs.made.get_or_create(&ByCause { cause, ip_family }).inc_by(0);
+        }
+        for result in [AuditResult::Unchanged, AuditResult::Clean, AuditResult::Repaired, AuditResult::Failed] {
+            repairs.audits.get_or_create(&ByAudit { ip_family, result }).inc_by(0);
+        }
+    }
+
     /// The kernel told of this many changes by others of chains that we have something in.
     pub fn drift_notified(&self, family: Family, notifications: u64) {
         self.repairs.notifications.get_or_create(&label(family)).inc_by(notifications);
     }
 
-    /// The kernel had more to tell than there was room for.
+    /// The kernel had more to tell than there was room for, or others committed during a big transaction of ours.
     pub fn notifications_lost(&self) {
         self.repairs.lost.inc();
     }
@@ -63,7 +80,11 @@ impl Repairs {
         registry.register("sluice_drift_repair_duration_seconds", help, duration.clone());
         Self {
             notifications: ours(registry, "drift_notifications", "Changes by others of chains that we have rules in"),
-            lost: ours(registry, "drift_notifications_lost", "Times that the kernel had more to tell than there was room for"),
+            lost: ours(
+                registry,
+                "drift_notifications_lost",
+                "Times that changes of others were missed, for lack of room or during a big transaction of ours, and everything was read",
+            ),
             made: ours(registry, "drift_repairs", "Times that something others had changed was put right"),
             operations: ours(registry, "drift_repair_operations", "Operations sent to put right what others had changed"),
             duration,
@@ -81,6 +102,7 @@ mod tests {
     #[test]
     fn repairs_are_counted_by_family_and_cause() {
         let metrics = Metrics::new();
+        metrics.drift_watched(Family::Ipv6);
         metrics.drift_notified(Family::Ipv4, 3);
         metrics.notifications_lost();
         metrics.repaired(Family::Ipv4, RepairCause::Notification, 4, Duration::from_millis(60));
@@ -98,6 +120,10 @@ mod tests {
             r#"sluice_drift_repair_duration_seconds_bucket{ip_family="IPv4",le="0.1"} 1"#,
             r#"sluice_drift_repairs_slowed{ip_family="IPv4"} 1"#,
             r#"sluice_audits_total{ip_family="IPv4",result="unchanged"} 1"#,
+            r#"sluice_audits_total{ip_family="IPv6",result="failed"} 0"#,
+            r#"sluice_drift_repairs_total{cause="notification",ip_family="IPv6"} 0"#,
+            r#"sluice_drift_notifications_total{ip_family="IPv6"} 0"#,
+            r#"sluice_drift_repairs_slowed{ip_family="IPv6"} 0"#,
         ] {
             assert!(text.lines().any(|line| line == sample), "{sample} is missing:\n{text}");
         }
