@@ -115,6 +115,20 @@ fn a_refused_service_is_named_and_the_others_go_on() {
     run.stop();
 }
 
+/// Its obstacle went with the refusal, and nobody else commits: the audit has nothing to find but this.
+#[test]
+fn a_refused_service_is_tried_again_with_the_audit() {
+    let Some(node) = Node::new("edge-audit") else { return };
+    let squatted = chain_of(&node, 3);
+    let chain = format!("add table ip nat; add chain ip nat {squatted} {{ type nat hook prerouting priority -90; }}");
+    node.namespace.output(&["nft", &chain]);
+    node.write_objects(&webs(4));
+    let run = node.run(&["--audit-period=2s"]);
+    run.wait_for_log("Service shop/web-3");
+    run.wait_for_rules("shop/web-3:web cluster IP\" -m tcp --dport 80 -j KUBE-SVC-");
+    run.stop();
+}
+
 #[test]
 fn once_fails_with_the_name_of_a_refused_service_when_the_others_are_programmed() {
     let Some(node) = Node::new("edge-once") else { return };

@@ -73,7 +73,9 @@ impl Paced {
 
     /// Looks at all rules with the next sync, unless it is `certain` that they are as they were.
     pub fn audit(&mut self, certain: bool, now: Instant, metrics: &Metrics) {
-        if certain && self.repairs.waiting().is_none() {
+        // What the kernel refused it may take now: a module was loaded, a limit raised.
+        let nothing_to_try = self.sync.left_out().next().is_none();
+        if certain && nothing_to_try && self.repairs.waiting().is_none() {
             metrics.audited(self.family(), AuditResult::Unchanged);
         } else {
             self.drifted(Drift::audit(RepairCause::Audit, now));
