@@ -30,7 +30,7 @@ const FAMILY: Family = Family::Ipv4;
 const SERVICES: u16 = 2000;
 const CHANGES: u16 = 30;
 /// Between two commits of the other program.
-const PAUSE: Duration = Duration::from_millis(5);
+const PAUSE: Duration = Duration::from_millis(1);
 /// A sync that fails so often in a row does not converge.
 const TRIES: u32 = 5;
 
