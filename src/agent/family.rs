@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::pace::{Pace, Work};
 use super::repair::{Drift, Repairs};
+use super::retry::Retry;
 use crate::model::{Changes, ObjectKey};
 use crate::net::Family;
 use crate::netlink::{self, Kernel};
@@ -13,9 +14,6 @@ use crate::serve::metrics::{AuditResult, RepairCause};
 use crate::serve::{Health, Metrics};
 use crate::sync::{FamilySync, Inputs, Summary};
 
-/// After a failure the next try comes after this long, then twice as long, and so on.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 /// After so many failures in a row (some three seconds) a family counts as broken, not as busy.
 const GIVEN_UP: u32 = 5;
 
@@ -26,15 +24,14 @@ pub struct Paced {
     /// Not yet handed to the sync: repairs are made apart, so that it is known what they took.
     changes: Changes,
     repairs: Repairs,
-    failures: u32,
-    not_before: Option<Instant>,
+    retry: Retry,
     last: Option<Summary>,
 }
 
 impl Paced {
     pub fn new(sync: FamilySync) -> Self {
         let (changes, repairs) = (Changes::default(), Repairs::default());
-        Self { sync, changes, repairs, failures: 0, not_before: None, last: None }
+        Self { sync, changes, repairs, retry: Retry::default(), last: None }
     }
 
     pub fn family(&self) -> Family {
@@ -42,12 +39,12 @@ impl Paced {
     }
 
     pub fn failures(&self) -> u32 {
-        self.failures
+        self.retry.failures()
     }
 
     /// Has it failed for so long that nobody should wait for it?
     pub fn is_given_up(&self) -> bool {
-        self.failures >= GIVEN_UP
+        self.retry.failures() >= GIVEN_UP
     }
 
     /// What the last sync that succeeded did.
@@ -89,9 +86,9 @@ impl Paced {
 
     /// When there is something to do next, as far as is known.
     pub fn next(&self, pace: &Pace, now: Instant) -> Option<Instant> {
-        let work = self.is_due().then(|| self.not_before.max(pace.earliest(Work::Change)).unwrap_or(now));
+        let work = self.is_due().then(|| self.retry.not_before().max(pace.earliest(Work::Change)).unwrap_or(now));
         let repair = self.repairs.waiting().map(|_| {
-            let paced = self.not_before.max(pace.earliest(Work::Repair));
+            let paced = self.retry.not_before().max(pace.earliest(Work::Repair));
             paced.max(self.repairs.not_before()).unwrap_or(now)
         });
         [work, repair, self.repairs.contest_end()].into_iter().flatten().min()
@@ -108,7 +105,7 @@ impl Paced {
         let now = Instant::now();
         self.repairs.end_contest_if_quiet(self.family(), now, metrics);
         let may = |earliest: Option<Instant>| earliest.is_none_or(|at| at <= now);
-        if !may(self.not_before) {
+        if !may(self.retry.not_before()) {
             return None;
         }
         let change = self.is_due() && may(pace.earliest(Work::Change));
@@ -184,8 +181,7 @@ impl Paced {
         let family = self.family();
         health.updated(family);
         let first = self.last.replace(summary).is_none();
-        let failures = std::mem::take(&mut self.failures);
-        self.not_before = None;
+        let failures = self.retry.succeeded();
         let Summary { services, transactions, operations, bytes, left_out, .. } = summary;
         if first || failures > 0 {
             let without = if left_out > 0 { format!(" without {left_out} that the kernel refuses") } else { String::new() };
@@ -199,11 +195,9 @@ impl Paced {
 
     fn failed(&mut self, error: &netlink::Error, metrics: &Metrics) {
         let family = self.family();
-        let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.failures)).min(LAST_RETRY);
-        self.failures = (self.failures + 1).min(16);
-        self.not_before = Some(Instant::now() + wait);
+        let wait = self.retry.failed();
         metrics.sync_retried(family);
-        let failures = self.failures;
+        let failures = self.retry.failures();
         tracing::error!(%family, %error, failures, "rules could not be programmed, what was there before stays; next try in {wait:?}");
     }
 }
@@ -213,26 +207,13 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+    use crate::agent::testing::rule_config;
+    use crate::config::{NodePortAddresses, RuleConfig};
     use crate::model::{Event, Node, State};
-    use crate::net::PerFamily;
     use crate::netlink::fake::FakeKernel;
     use crate::render::KernelFacts;
     use crate::ruleset::{Op, Table, Transaction};
     use crate::serve::metrics::Format;
-
-    fn config() -> RuleConfig {
-        RuleConfig {
-            mode: Mode::Iptables,
-            detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
-            masquerade_all: false,
-            masquerade_mark: 0x4000,
-            localhost_node_ports: true,
-            node_port_addresses: NodePortAddresses::Within(Vec::new()),
-            bind_address: None,
-            external_ips: true,
-        }
-    }
 
     /// A family without Services on the fake kernel.
     struct Bench {
@@ -252,7 +233,7 @@ mod tests {
             let mut bench = Self {
                 paced: Paced::new(FamilySync::new(Family::Ipv4, Arc::clone(&metrics))),
                 kernel: FakeKernel::new(),
-                config: config(),
+                config: rule_config(),
                 state: State::new("node-a"),
                 pace: Pace::new(Duration::ZERO),
                 health: Health::new(Duration::from_secs(30)),
@@ -312,7 +293,7 @@ mod tests {
         bench.run().unwrap().unwrap_err();
         let next = bench.paced.next(&bench.pace, Instant::now()).unwrap();
         assert!(bench.run().is_none() && next > Instant::now(), "not at once");
-        bench.paced.not_before = None;
+        bench.paced.retry = Retry::default();
         assert!(bench.run().unwrap().unwrap().operations > 0);
         assert_eq!((bench.audits("failed").as_deref(), bench.audits("repaired").as_deref()), (Some("1"), Some("1")));
     }

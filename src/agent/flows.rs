@@ -2,10 +2,10 @@
 //! in a pace of its own that keeps no rules waiting.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::retry::Retry;
 use crate::config::RuleConfig;
 use crate::model::{Changes, State};
 use crate::net::Family;
@@ -13,10 +13,6 @@ use crate::netlink::Error;
 use crate::netlink::conntrack::Flows;
 use crate::serve::Metrics;
 use crate::sync::flows::FlowSync;
-
-/// After a failure the next try comes after this long, then twice as long, and so on.
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LAST_RETRY: Duration = Duration::from_secs(30);
 
 /// The flows of all families.
 #[derive(Debug)]
@@ -30,18 +26,13 @@ struct Paced {
     sync: FlowSync,
     /// The rules of everything noted are in force.
     ready: bool,
-    failures: u32,
-    not_before: Option<Instant>,
+    retry: Retry,
 }
 
 impl<K: Flows> FlowLoop<K> {
     pub fn new(kernel: K, families: &[Family], config: &RuleConfig, metrics: &Arc<Metrics>) -> Self {
-        let paced = |&family| Paced {
-            sync: FlowSync::new(family, config, Arc::clone(metrics)),
-            ready: false,
-            failures: 0,
-            not_before: None,
-        };
+        let paced =
+            |&family| Paced { sync: FlowSync::new(family, config, Arc::clone(metrics)), ready: false, retry: Retry::default() };
         Self { kernel, families: families.iter().map(paced).collect() }
     }
 
@@ -88,12 +79,11 @@ impl<K: Flows> FlowLoop<K> {
 
 impl Paced {
     fn due(&self) -> Option<Instant> {
-        (self.ready && self.sync.is_due()).then(|| self.not_before.unwrap_or_else(Instant::now))
+        (self.ready && self.sync.is_due()).then(|| self.retry.not_before().unwrap_or_else(Instant::now))
     }
 
     fn succeeded(&mut self, deleted: usize) {
-        self.failures = 0;
-        self.not_before = None;
+        self.retry.succeeded();
         if deleted > 0 {
             tracing::debug!(family = %self.sync.family(), deleted, "stale UDP flows deleted");
         }
@@ -101,9 +91,7 @@ impl Paced {
 
     fn failed(&mut self, error: &Error) {
         let family = self.sync.family();
-        let wait = (FIRST_RETRY * 2_u32.saturating_pow(self.failures)).min(LAST_RETRY);
-        self.failures = (self.failures + 1).min(16);
-        self.not_before = Some(Instant::now() + wait);
+        let wait = self.retry.failed();
         tracing::warn!(%family, %error, "stale UDP flows could not be deleted; next try in {wait:?}");
     }
 }
@@ -111,25 +99,13 @@ impl Paced {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{DetectLocal, Mode, NodePortAddresses};
+    use crate::agent::retry;
+    use crate::agent::testing::rule_config;
     use crate::model::service::{Addresses, PortSpec};
     use crate::model::{Event, ObjectKey, Service};
     use crate::net::{PerFamily, Protocol};
     use crate::netlink::Errno;
     use crate::netlink::fake::flows::FakeFlows;
-
-    fn config() -> RuleConfig {
-        RuleConfig {
-            mode: Mode::Iptables,
-            detect_local: DetectLocal::ClusterCidr(PerFamily::default()),
-            masquerade_all: false,
-            masquerade_mark: 0x4000,
-            localhost_node_ports: true,
-            node_port_addresses: NodePortAddresses::Within(Vec::new()),
-            bind_address: None,
-            external_ips: true,
-        }
-    }
 
     struct Bench {
         flows: FlowLoop<FakeFlows>,
@@ -139,7 +115,7 @@ mod tests {
     impl Bench {
         fn new() -> Self {
             let metrics = Arc::new(Metrics::new());
-            let flows = FlowLoop::new(FakeFlows::new(), &[Family::Ipv4], &config(), &metrics);
+            let flows = FlowLoop::new(FakeFlows::new(), &[Family::Ipv4], &rule_config(), &metrics);
             Self { flows, state: State::new("node-a") }
         }
 
@@ -166,7 +142,7 @@ mod tests {
 
         /// Runs, and tells how often flows were listed.
         fn run(&mut self) -> usize {
-            self.flows.run(&config(), &self.state);
+            self.flows.run(&rule_config(), &self.state);
             self.flows.kernel.take_listings()
         }
     }
@@ -199,7 +175,7 @@ mod tests {
         bench.flows.rules_in_force(Family::Ipv4);
         assert_eq!(bench.run(), 0);
         let due = bench.flows.due().expect("another try");
-        assert!(due >= failed + FIRST_RETRY);
+        assert!(due >= failed + retry::FIRST);
         tokio::time::sleep_until(due).await;
         assert_eq!(bench.run(), 1);
         assert_eq!(bench.flows.due(), None);

@@ -13,7 +13,10 @@ mod health_ports;
 mod legacy;
 mod pace;
 mod repair;
+mod retry;
 mod rules;
+#[cfg(test)]
+mod testing;
 
 use std::future::Future;
 use std::sync::Arc;
