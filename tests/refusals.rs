@@ -3,72 +3,15 @@
 
 mod world;
 
-use std::sync::Arc;
-
-use sluice::model::{Event, State};
-use sluice::net::Family;
-use sluice::netlink::fake::FakeKernel;
+use sluice::model::Event;
 use sluice::netlink::{Errno, Error, Kernel as _};
 use sluice::ruleset::{ChainName, Op, Table, Touched, Transaction};
-use sluice::serve::Metrics;
-use sluice::sync::{FamilySync, Inputs, Summary};
-use world::{canonical, config, endpoint, facts, key, service, slice};
+use sluice::sync::Inputs;
+use world::bench::{Bench, FAMILY, fresh_sync, web};
+use world::{config, endpoint, facts, key, slice};
 
-const FAMILY: Family = Family::Ipv4;
-
-struct Bench {
-    kernel: FakeKernel,
-    state: State,
-    sync: FamilySync,
-}
-
-impl Bench {
-    fn with(services: u8) -> Self {
-        let mut bench = Self { kernel: FakeKernel::new(), state: State::new("node-a"), sync: fresh_sync() };
-        bench.sync((1..=services).flat_map(|i| web(i, 2)));
-        bench
-    }
-
-    fn sync(&mut self, events: impl IntoIterator<Item = Event>) -> Summary {
-        self.try_sync(events).expect("a sync")
-    }
-
-    fn try_sync(&mut self, events: impl IntoIterator<Item = Event>) -> Result<Summary, Error> {
-        for event in events {
-            let changes = self.state.apply(event);
-            self.sync.note(&changes);
-        }
-        let config = config();
-        let inputs = Inputs { config: &config, facts: facts(), state: &self.state };
-        self.sync.sync(&mut self.kernel, inputs)
-    }
-
-    fn saved(&self) -> String {
-        canonical(&self.kernel.save(FAMILY))
-    }
-
-    fn left_out(&self) -> Vec<String> {
-        self.sync.left_out().map(|(key, _)| key.to_string()).collect()
-    }
-
-    #[track_caller]
-    fn assert_as_rendered(&self) {
-        let (want, have) = (world::rendered(&self.state, FAMILY), self.saved());
-        assert!(want == have, "{}", world::difference(&want, &have));
-    }
-}
-
-fn fresh_sync() -> FamilySync {
-    FamilySync::new(FAMILY, Arc::new(Metrics::new()))
-}
-
-/// Service `i` with endpoints on hosts 1 to `endpoints`.
-fn web(i: u8, endpoints: u8) -> [Event; 2] {
-    let name = format!("web-{i}");
-    let hosts = (1..=endpoints).map(|host| endpoint([10, 244, i, host].into()));
-    let slice = slice(&key("shop", &name), hosts.collect());
-    let service = service([10, 96, 0, i].into());
-    [Event::Slice(key("shop", &format!("{name}-x")), Some(slice)), Event::Service(key("shop", &name), Some(service))]
+fn left_out(bench: &Bench) -> Vec<String> {
+    bench.sync.left_out().map(|(key, _)| key.to_string()).collect()
 }
 
 fn gone(i: u8) -> [Event; 2] {
@@ -83,7 +26,7 @@ fn a_refused_service_keeps_what_it_had_and_the_others_go_on() {
         let mut bench = Bench::with(20);
         bench.kernel.dislike("10.244.7.3:", Errno::EINVAL, named);
         let summary = bench.sync((1..=20).flat_map(|i| web(i, 3)));
-        assert_eq!((bench.left_out(), summary.left_out), (vec!["shop/web-7".to_owned()], 1), "named: {named}");
+        assert_eq!((left_out(&bench), summary.left_out), (vec!["shop/web-7".to_owned()], 1), "named: {named}");
         let saved = bench.saved();
         assert_eq!(saved.matches("--to-destination 10.244.7.").count(), 2, "two endpoints as before: {saved}");
         // All is as if the seventh had never changed.
@@ -104,8 +47,8 @@ fn it_is_tried_again_when_it_changes_and_only_then() {
     let again = bench.sync(web(2, 4));
     assert_eq!((again.services, again.left_out), (0, 1));
     let better = bench.sync(web(2, 1));
-    assert_eq!((better.left_out, bench.left_out().len()), (0, 0));
-    bench.assert_as_rendered();
+    assert_eq!((better.left_out, left_out(&bench).len()), (0, 0));
+    bench.assert_as_rendered("rules");
 }
 
 /// As after a module was loaded: whoever looks at everything tries everything again.
@@ -117,7 +60,7 @@ fn an_audit_tries_it_again() {
     bench.kernel.like_everything();
     bench.sync.drifted(&Touched::everything());
     assert_eq!(bench.sync([]).left_out, 0);
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 #[test]
@@ -134,7 +77,7 @@ fn several_refused_services_are_all_found() {
         };
         let events = (1..=40).flat_map(|i| web(i, 2)).chain([bad(4), bad(5), bad(33)]);
         let summary = bench.sync(events);
-        assert_eq!((summary.left_out, bench.left_out()), (3, ["web-33", "web-4", "web-5"].map(|n| format!("shop/{n}")).to_vec()));
+        assert_eq!((summary.left_out, left_out(&bench)), (3, ["web-33", "web-4", "web-5"].map(|n| format!("shop/{n}")).to_vec()));
         for (key, why) in bench.sync.left_out().filter(|_| named) {
             assert!(why.contains("ENOENT") && why.contains(&format!("{key}:")), "{key}: {why}");
         }
@@ -151,14 +94,14 @@ fn a_refused_service_found_at_start_leaves_no_half_rules() {
     bench.kernel.dislike("10.244.2.3:", Errno::EINVAL, true);
     bench.sync = fresh_sync();
     bench.sync(web(2, 3));
-    assert_eq!(bench.left_out(), ["shop/web-2"]);
+    assert_eq!(left_out(&bench), ["shop/web-2"]);
     assert_eq!(bench.saved().matches("shop/web-2:").count(), 0, "{}", bench.saved());
     bench.sync = fresh_sync();
     bench.sync([]);
-    assert_eq!((bench.left_out().len(), bench.saved().matches("10.244.2.").count()), (1, 0));
+    assert_eq!((left_out(&bench).len(), bench.saved().matches("10.244.2.").count()), (1, 0));
     bench.kernel.like_everything();
     bench.sync(web(2, 4));
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 #[test]
@@ -167,8 +110,8 @@ fn a_refused_service_that_goes_leaves_nothing() {
     bench.kernel.dislike("10.244.2.3:", Errno::EINVAL, true);
     bench.sync(web(2, 3));
     bench.sync(gone(2));
-    assert_eq!(bench.left_out().len(), 0);
-    bench.assert_as_rendered();
+    assert_eq!(left_out(&bench).len(), 0);
+    bench.assert_as_rendered("rules");
 }
 
 /// What no Service can help is nobody's fault: the sync fails, and nothing of it is forgotten.
@@ -177,14 +120,15 @@ fn the_modes_own_rules_are_not_left_out() {
     let mut bench = Bench::with(0);
     bench.kernel.dislike("kubernetes forwarding rules", Errno::EINVAL, true);
     bench.sync = fresh_sync();
-    bench.kernel = FakeKernel::new();
+    bench.kernel = sluice::netlink::fake::FakeKernel::new();
     bench.kernel.dislike("kubernetes forwarding rules", Errno::EINVAL, true);
-    let error = bench.try_sync(web(1, 2)).expect_err("refused");
+    bench.note(web(1, 2));
+    let error = bench.try_sync().expect_err("refused");
     assert_eq!(error.errno(), Some(Errno::EINVAL));
-    assert_eq!(bench.left_out().len(), 0);
+    assert_eq!(left_out(&bench).len(), 0);
     bench.kernel.like_everything();
     bench.sync([]);
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 #[test]
@@ -193,7 +137,7 @@ fn too_large_a_transaction_is_sent_in_parts() {
     bench.kernel.fail_next_commit(Error::Failed { step: sluice::netlink::Step::Send, errno: Errno::EMSGSIZE, said: None });
     let summary = bench.sync((1..=2).flat_map(|i| web(i, 3)));
     assert_eq!((summary.transactions, summary.left_out), (3, 0));
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 /// Somebody flushed a chain, and the next change of the Service would delete a rule that is not there.
@@ -205,7 +149,7 @@ fn what_somebody_else_changed_is_not_the_services_fault() {
     bench.kernel.commit(&foreign).expect("a flush");
     let summary = bench.sync(web(3, 0));
     assert_eq!(summary.left_out, 0);
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 /// Not only what was touched by name: the whole table is gone, and with it all handles.
@@ -214,7 +158,7 @@ fn a_table_that_was_emptied_is_filled_again_with_the_next_change() {
     let mut bench = Bench::with(10);
     bench.kernel.forget(FAMILY, Table::Nat);
     bench.sync(web(3, 3));
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 /// `nft flush ruleset`, and the kernel tells: the built-in chains that we made are gone with their jumps.
@@ -226,7 +170,7 @@ fn tables_that_are_gone_are_made_again_with_all_their_jumps() {
     }
     bench.sync.drifted(&Touched::everything());
     bench.sync([]);
-    bench.assert_as_rendered();
+    bench.assert_as_rendered("rules");
 }
 
 /// Looking at what was touched costs the touched chains and mends them, and nothing else.
@@ -274,7 +218,7 @@ fn another_proxy_that_was_first_is_not_undone() {
         }
         let summary = bench.sync([]);
         assert_eq!(summary.left_out, 0);
-        bench.assert_as_rendered();
+        bench.assert_as_rendered("rules");
     }
 }
 
@@ -305,6 +249,6 @@ fn a_removal_that_was_refused_is_made_up_for() {
         bench.kernel.fail_commit_after(1, Error::RefusedWhole { errno, said: None });
         let summary = bench.sync(web(2, 1));
         assert_eq!((summary.left_out, summary.transactions), (0, 3));
-        bench.assert_as_rendered();
+        bench.assert_as_rendered("rules");
     }
 }

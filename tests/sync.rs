@@ -3,73 +3,17 @@
 
 mod world;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use sluice::model::{Event, State};
-use sluice::net::{Family, Protocol};
+use sluice::net::Protocol;
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
     Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Touched, Transaction,
 };
-use sluice::serve::Metrics;
-use sluice::sync::{FamilySync, Inputs, Summary};
-use world::{Random, World, canonical, config, endpoint, facts, key, service, slice};
-
-const FAMILY: Family = Family::Ipv4;
-
-/// A family's sync with its kernel and state.
-struct Bench {
-    kernel: FakeKernel,
-    state: State,
-    sync: FamilySync,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self { kernel: FakeKernel::new(), state: State::new("node-a"), sync: fresh_sync() }
-    }
-
-    /// Takes events in and syncs once; what the kernel was asked to do.
-    fn sync(&mut self, events: impl IntoIterator<Item = Event>) -> Summary {
-        self.note(events);
-        self.try_sync().expect("a sync")
-    }
-
-    fn note(&mut self, events: impl IntoIterator<Item = Event>) {
-        for event in events {
-            let changes = self.state.apply(event);
-            self.sync.note(&changes);
-        }
-    }
-
-    fn try_sync(&mut self) -> Result<Summary, Error> {
-        let config = config();
-        let inputs = Inputs { config: &config, facts: facts(), state: &self.state };
-        self.sync.sync(&mut self.kernel, inputs)
-    }
-
-    /// What the kernel holds equals what a fresh node would be given for the same state.
-    fn assert_as_rendered(&self, what: &str) {
-        let want = world::rendered(&self.state, FAMILY);
-        let have = canonical(&self.kernel.save(FAMILY));
-        assert!(want == have, "{what}:\n{}", world::difference(&want, &have));
-    }
-}
-
-fn fresh_sync() -> FamilySync {
-    FamilySync::new(FAMILY, Arc::new(Metrics::new()))
-}
-
-/// Service `i` with endpoints on hosts 1 to `endpoints`.
-fn web(i: u8, endpoints: u8) -> [Event; 2] {
-    let name = format!("web-{i}");
-    let hosts = (1..=endpoints).map(|host| endpoint([10, 244, i, host].into()));
-    let slice = slice(&key("shop", &name), hosts.collect());
-    let service = service([10, 96, 0, i].into());
-    [Event::Slice(key("shop", &format!("{name}-x")), Some(slice)), Event::Service(key("shop", &name), Some(service))]
-}
+use world::bench::{Bench, FAMILY, fresh_sync, web};
+use world::{Random, World, key, service};
 
 #[test]
 fn an_endpoint_costs_its_chain_and_the_balancing_chain() {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "of which each test file uses a part")]
 
+pub mod bench;
+
 use std::net::IpAddr;
 
 use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
