@@ -62,11 +62,6 @@ impl AppliedGroup {
 }
 
 impl Applied {
-    /// The owners that have something programmed.
-    pub fn owners(&self) -> impl Iterator<Item = &Owner> {
-        self.owners.keys()
-    }
-
     /// How many rules of ours `table` holds.
     pub fn rule_count(&self, table: Table) -> usize {
         self.rules.get(&table).copied().unwrap_or_default()
