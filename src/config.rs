@@ -3,7 +3,10 @@
 //! [`Raw`] is what the user typed, by whatever way; [`Config::resolve`] checks it. No I/O here: what the
 //! environment or the kernel says is put in by the caller.
 
+mod ipvs;
 mod text;
+
+pub use ipvs::{DRAIN_TIMEOUT, IpvsConfig, LocalAddresses, Timeouts};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -31,12 +34,14 @@ fn invalid<T>(flag: &'static str, cause: impl Into<String>) -> Result<T, Invalid
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
     Iptables,
+    Ipvs,
 }
 
 impl Mode {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Iptables => "iptables",
+            Self::Ipvs => "ipvs",
         }
     }
 }
@@ -87,6 +92,8 @@ pub struct RuleConfig {
     pub bind_address: Option<IpAddr>,
     /// Are Services reached by their `externalIPs`? (feature gate `AllowServiceExternalIPs`)
     pub external_ips: bool,
+    /// What counts in [`Mode::Ipvs`] alone.
+    pub ipvs: IpvsConfig,
 }
 
 /// The whole resolved configuration.
@@ -163,6 +170,7 @@ impl Config {
                 node_port_addresses: node_port_addresses(&raw.node_port_addresses)?,
                 bind_address: bind_address(&raw.bind_address)?,
                 external_ips: feature_gates(&raw.feature_gates)?.allow_service_external_ips,
+                ipvs: IpvsConfig::default(),
             },
             node_name: node_name(&raw.hostname)?,
             healthz_bind_address: listen_address("--healthz-bind-address", &raw.healthz_bind_address, 10256)?,

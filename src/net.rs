@@ -1,6 +1,10 @@
-//! The few network words every layer shares: address family, layer-4 protocol, a value per family.
+//! The few network words every layer shares: address family, layer-4 protocol, a value per family, IPVS schedulers.
 //!
 //! A leaf: it may use nothing of ours, and everything may use it.
+
+mod scheduler;
+
+pub use scheduler::Scheduler;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,6 +1,6 @@
 //! What the tests of several parts need.
 
-use crate::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+use crate::config::{DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig};
 use crate::net::PerFamily;
 
 pub fn rule_config() -> RuleConfig {
@@ -13,5 +13,6 @@ pub fn rule_config() -> RuleConfig {
         node_port_addresses: NodePortAddresses::Within(Vec::new()),
         bind_address: None,
         external_ips: true,
+        ipvs: IpvsConfig::default(),
     }
 }

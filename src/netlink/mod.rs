@@ -15,8 +15,12 @@ pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
 pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};
 
+use std::net::IpAddr;
+
 use crate::net::Family;
-use crate::ruleset::{ChainName, Handle, Rule, Table, Transaction};
+use crate::ruleset::{
+    ChainName, Handle, Member, NodeOp, RealServer, Rule, SetHeader, SetName, Table, Transaction, VirtualAddress, VirtualServer,
+};
 
 /// The part of the kernel that holds rules. Two implementations: the real one and the fake for tests,
 /// which is held to the real one's answers by a parity test.
@@ -63,5 +67,41 @@ pub struct Committed {
     /// The handles of the added rules, one for each `Op::AddRule`, in order.
     pub handles: Vec<Handle>,
     /// How long the message was.
+    pub bytes: usize,
+}
+
+/// The parts of the kernel that `--mode=ipvs` needs beside rules: IPVS, ipset, and local addresses. Two implementations,
+/// as of [`Kernel`].
+pub trait Balancer: Send {
+    /// Does these operations one after the other, in few sends. Each is taken or refused on its own, and those behind a
+    /// refused one are still done. An error means that answers were lost, or that nothing could be sent: what was done
+    /// is to be read back.
+    fn apply(&mut self, ops: &[NodeOp]) -> Result<Sent, Error>;
+
+    /// All virtual servers of a family that are told by protocol, address and port (not those of firewall marks).
+    fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error>;
+
+    /// The real servers of a virtual server, with their connections. None where it does not exist.
+    fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error>;
+
+    /// All sets there are, whoever made them.
+    fn sets(&mut self) -> Result<Vec<SetHeader>, Error>;
+
+    /// The members of a set; none where it does not exist.
+    fn members(&mut self, set: &SetName) -> Result<Vec<Member>, Error>;
+
+    /// The addresses of a family that were made local by [`NodeOp::AddAddress`], by whomever: all that are on the
+    /// device, link-local ones aside. `None`: there is no such device.
+    fn addresses(&mut self, family: Family) -> Result<Option<Vec<IpAddr>>, Error>;
+}
+
+/// What became of operations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Those that were refused, by index.
+    pub refused: Vec<Refusal>,
+    /// Messages, and the sends they went in.
+    pub messages: usize,
+    pub sends: usize,
     pub bytes: usize,
 }

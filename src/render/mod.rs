@@ -5,6 +5,7 @@
 //! no more than it touches; what depends on none is the mode's own ([`mode`]).
 
 pub mod iptables;
+pub mod ipvs;
 pub mod names;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -16,6 +17,7 @@ use crate::model::flows::OwnAddresses;
 use crate::model::{Node, ObjectKey, State};
 use crate::net::Family;
 use crate::ruleset::{Block, InterfaceMatch, Layout, Negatable, Owner, Rule};
+use ipvs::{Balanced, Filled};
 
 /// What a node should have in one family, or a part of it. Modes fill the parts they use; rules are the
 /// first of them.
@@ -45,6 +47,8 @@ pub struct Context<'a> {
     node_ip: IpAddr,
     node_ports: NodePorts,
     localhost_node_ports: bool,
+    /// Which sets hold something: in ipvs mode the mode's own rules depend on it.
+    filled: Filled,
 }
 
 /// How a rule tells the traffic of this node's pods.
@@ -76,7 +80,15 @@ impl<'a> Context<'a> {
             node_ip: node_ip(config, node, family),
             node_ports,
             localhost_node_ports: localhost && covers_loopback,
+            filled: Filled::default(),
         }
+    }
+
+    /// The same where these sets hold something.
+    #[must_use]
+    pub fn with_filled(mut self, filled: Filled) -> Self {
+        self.filled = filled;
+        self
     }
 
     /// Do rules leave out the comments that cost most? (behaviour.md §3.4)
@@ -159,6 +171,8 @@ pub struct PortPart {
     pub owner: Owner,
     pub block: Block,
     pub without_local: WithoutLocal,
+    /// What it has beside rules, in ipvs mode.
+    pub balanced: Balanced,
 }
 
 /// Which of a port's traffic is dropped because its policy is Local and all endpoints are elsewhere.

@@ -8,20 +8,26 @@ mod adopt;
 mod applied;
 mod block;
 mod diff;
+mod node_op;
 mod refresh;
 mod rule;
+mod set;
 mod step;
 pub mod text;
 mod touched;
 mod transaction;
+mod virtual_server;
 
 pub use adopt::{Adoption, Found};
 pub use applied::Applied;
 pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side};
 pub use diff::Planner;
+pub use node_op::NodeOp;
 pub use rule::{
     AddrType, ChainName, Comment, CtStates, InterfaceMatch, Match, Negatable, RecentAction, RejectWith, Rule, Table, Target,
 };
+pub use set::{Direction, Member, SetHeader, SetName, SetSpec, SetType};
 pub use step::Step;
 pub use touched::Touched;
 pub use transaction::{Handle, Op, Place, Transaction};
+pub use virtual_server::{Persistence, RealServer, ServerFlags, VirtualAddress, VirtualServer};

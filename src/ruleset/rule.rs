@@ -4,11 +4,12 @@
 //! project write; a rule of somebody else that does not fit is not represented here at all.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::set::{Direction, SetName};
 use crate::net::{Family, Protocol};
 
 /// A table that iptables-nft users share.
@@ -122,10 +123,12 @@ impl Comment {
     }
 }
 
-/// `-m addrtype`: the two forms in use, without `--limit-iface-*`.
+/// `-m addrtype`: the three forms in use, without `--limit-iface-*`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AddrType {
     SourceLocal,
+    /// `! --src-type LOCAL`
+    SourceNotLocal,
     DestinationLocal,
 }
 
@@ -168,10 +171,18 @@ pub enum Match {
     AddrType(AddrType),
     Comment(Comment),
     Conntrack(Negatable<CtStates>),
+    /// `-m ipvs --vproto --vaddr --vport`: packets of connections to that virtual server.
+    Ipvs {
+        protocol: Protocol,
+        address: IpAddr,
+        port: u16,
+    },
     /// `-m mark --mark value/mask`.
     Mark(Negatable<(u32, u32)>),
     /// `-m nfacct`: counts packets in the named object, which must exist.
     NfAcct(Box<str>),
+    /// `-m physdev ! --physdev-is-in`: it did not come in by a port of a bridge.
+    NotFromBridge,
     /// `-m tcp|udp|sctp [--dport]`, beside `-p` of the same protocol.
     Port {
         protocol: Protocol,
@@ -182,6 +193,11 @@ pub enum Match {
         family: Family,
         list: ChainName,
         action: RecentAction,
+    },
+    /// `-m set --match-set`: a set that must exist, with what each of its dimensions is compared with.
+    Set {
+        set: SetName,
+        directions: Box<[Direction]>,
     },
     /// `-m statistic --mode random`: matches with `probability` / 2³¹.
     Statistic {

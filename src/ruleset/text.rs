@@ -90,6 +90,7 @@ impl Display for MatchText<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self.0 {
             Match::AddrType(AddrType::SourceLocal) => f.write_str("-m addrtype --src-type LOCAL"),
+            Match::AddrType(AddrType::SourceNotLocal) => f.write_str("-m addrtype ! --src-type LOCAL"),
             Match::AddrType(AddrType::DestinationLocal) => f.write_str("-m addrtype --dst-type LOCAL"),
             Match::Comment(comment) => {
                 f.write_str("-m comment --comment ")?;
@@ -99,14 +100,22 @@ impl Display for MatchText<'_> {
                 write!(f, "-m conntrack {}--ctstate ", bang(*not))?;
                 write_states(f, *value)
             }
+            Match::Ipvs { protocol, address, port } => {
+                write!(f, "-m ipvs --vproto {} --vaddr {address} --vport {port}", protocol.number())
+            }
             Match::Mark(Negatable { not, value: (value, mask) }) => {
                 write!(f, "-m mark {}--mark {value:#x}/{mask:#x}", bang(*not))
             }
             // The two blanks are iptables 1.8.9's own.
             Match::NfAcct(name) => write!(f, "-m nfacct --nfacct-name  {name}"),
+            Match::NotFromBridge => f.write_str("-m physdev ! --physdev-is-in"),
             Match::Port { protocol, destination: None } => write!(f, "-m {protocol}"),
             Match::Port { protocol, destination: Some(port) } => write!(f, "-m {protocol} --dport {port}"),
             Match::Recent { family, list, action } => write_recent(f, *family, list.as_str(), *action),
+            Match::Set { set, directions } => {
+                let words: Vec<_> = directions.iter().map(|direction| direction.as_str()).collect();
+                write!(f, "-m set --match-set {set} {}", words.join(","))
+            }
             Match::Statistic { probability } => {
                 let share = f64::from(*probability) / f64::from(1u32 << 31);
                 write!(f, "-m statistic --mode random --probability {share:.11}")

@@ -6,7 +6,7 @@ pub mod bench;
 
 use std::net::IpAddr;
 
-use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+use sluice::config::{DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig};
 use sluice::model::endpoint::{Conditions, Hints, SliceEndpoint, SlicePort};
 use sluice::model::service::{Addresses, PortSpec};
 use sluice::model::{EndpointSlice, Event, Node, ObjectKey, Service, State};
@@ -24,6 +24,7 @@ pub fn config() -> RuleConfig {
         node_port_addresses: NodePortAddresses::Within(Vec::new()),
         bind_address: None,
         external_ips: true,
+        ipvs: IpvsConfig::default(),
     }
 }
 

@@ -49,6 +49,7 @@ pub fn write_match(m: &Match, write: &mut dyn FnMut(Extension, &[u8])) -> bool {
         Match::Port { protocol: Protocol::Udp, destination: None } => write(UDP, &any_port()),
         Match::Recent { family, list, action } => write(RECENT, &recent(*family, list.as_str(), *action)),
         Match::Statistic { probability } => write(STATISTIC, &statistic(*probability)),
+        Match::Ipvs { .. } | Match::NotFromBridge | Match::Set { .. } => unreachable!("PLACEHOLDER"),
         Match::Mark(_) | Match::Port { .. } => return false,
     }
     true
@@ -133,7 +134,7 @@ const ADDRTYPE_LOCAL: u16 = 1 << 2;
 fn addrtype(kind: AddrType) -> [u8; 8] {
     let mut info = [0; 8];
     let offset = match kind {
-        AddrType::SourceLocal => 0,
+        AddrType::SourceLocal | AddrType::SourceNotLocal => 0,
         AddrType::DestinationLocal => 2,
     };
     put(&mut info, offset, &ADDRTYPE_LOCAL.to_ne_bytes());

@@ -6,6 +6,7 @@ use super::{EXTERNAL_SERVICES, MARK_MASQ, NODE_PORTS, PROXY_FIREWALL, SERVICES};
 use crate::model::select::{Selection, select};
 use crate::model::{Endpoint, ObjectKey, ServicePort};
 use crate::net::Family;
+use crate::render::ipvs::Balanced;
 use crate::render::names::{NFACCT_LOCALHOST, PortChains, endpoint_chain, owner};
 use crate::render::{Context, PortPart, WithoutLocal};
 use crate::ruleset::{
@@ -24,6 +25,7 @@ pub fn service_part(context: &Context<'_>, key: &ObjectKey, port: &ServicePort) 
             internal: rendering.selection.any && !rendering.has_internal_endpoints(),
             external: rendering.selection.any && !rendering.has_external_endpoints(),
         },
+        balanced: Balanced::default(),
     }
 }
 

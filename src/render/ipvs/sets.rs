@@ -1,0 +1,131 @@
+//! The ipsets of ipvs mode: names, types, and what each says in the comments of rules (behaviour.md §4.5).
+
+use crate::net::Family;
+use crate::ruleset::{SetName, SetType};
+
+/// One of the sets that kube-proxy makes, in its order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SetId {
+    LoopBack,
+    ClusterIp,
+    ExternalIp,
+    ExternalIpLocal,
+    LoadBalancer,
+    LoadBalancerFw,
+    LoadBalancerLocal,
+    LoadBalancerSourceIp,
+    LoadBalancerSourceCidr,
+    NodePortTcp,
+    NodePortLocalTcp,
+    NodePortUdp,
+    NodePortLocalUdp,
+    NodePortSctp,
+    NodePortLocalSctp,
+    HealthCheckNodePort,
+    IpvsIps,
+}
+
+impl SetId {
+    pub const ALL: [Self; 17] = [
+        Self::LoopBack,
+        Self::ClusterIp,
+        Self::ExternalIp,
+        Self::ExternalIpLocal,
+        Self::LoadBalancer,
+        Self::LoadBalancerFw,
+        Self::LoadBalancerLocal,
+        Self::LoadBalancerSourceIp,
+        Self::LoadBalancerSourceCidr,
+        Self::NodePortTcp,
+        Self::NodePortLocalTcp,
+        Self::NodePortUdp,
+        Self::NodePortLocalUdp,
+        Self::NodePortSctp,
+        Self::NodePortLocalSctp,
+        Self::HealthCheckNodePort,
+        Self::IpvsIps,
+    ];
+
+    /// The name without `KUBE-` or `KUBE-6-`, and the type.
+    fn entry(self) -> (&'static str, SetType) {
+        match self {
+            Self::LoopBack => ("LOOP-BACK", SetType::HashIpPortIp),
+            Self::ClusterIp => ("CLUSTER-IP", SetType::HashIpPort),
+            Self::ExternalIp => ("EXTERNAL-IP", SetType::HashIpPort),
+            Self::ExternalIpLocal => ("EXTERNAL-IP-LOCAL", SetType::HashIpPort),
+            Self::LoadBalancer => ("LOAD-BALANCER", SetType::HashIpPort),
+            Self::LoadBalancerFw => ("LOAD-BALANCER-FW", SetType::HashIpPort),
+            Self::LoadBalancerLocal => ("LOAD-BALANCER-LOCAL", SetType::HashIpPort),
+            Self::LoadBalancerSourceIp => ("LOAD-BALANCER-SOURCE-IP", SetType::HashIpPortIp),
+            Self::LoadBalancerSourceCidr => ("LOAD-BALANCER-SOURCE-CIDR", SetType::HashIpPortNet),
+            Self::NodePortTcp => ("NODE-PORT-TCP", SetType::BitmapPort),
+            Self::NodePortLocalTcp => ("NODE-PORT-LOCAL-TCP", SetType::BitmapPort),
+            Self::NodePortUdp => ("NODE-PORT-UDP", SetType::BitmapPort),
+            Self::NodePortLocalUdp => ("NODE-PORT-LOCAL-UDP", SetType::BitmapPort),
+            Self::NodePortSctp => ("NODE-PORT-SCTP-HASH", SetType::HashIpPort),
+            Self::NodePortLocalSctp => ("NODE-PORT-LOCAL-SCTP-HASH", SetType::HashIpPort),
+            Self::HealthCheckNodePort => ("HEALTH-CHECK-NODE-PORT", SetType::BitmapPort),
+            Self::IpvsIps => ("IPVS-IPS", SetType::HashIp),
+        }
+    }
+
+    pub fn kind(self) -> SetType {
+        self.entry().1
+    }
+
+    /// The set's name in a family. The kernel takes 31 characters, and kube-proxy cuts at that.
+    pub fn name(self, family: Family) -> SetName {
+        const MAX: usize = 31;
+        let prefix = match family {
+            Family::Ipv4 => "KUBE-",
+            Family::Ipv6 => "KUBE-6-",
+        };
+        let mut name = format!("{prefix}{}", self.entry().0);
+        name.truncate(MAX);
+        name.as_str().into()
+    }
+
+    fn bit(self) -> u32 {
+        1 << self as u32
+    }
+}
+
+/// Which sets hold something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Filled(u32);
+
+impl Filled {
+    pub fn contains(self, set: SetId) -> bool {
+        self.0 & set.bit() != 0
+    }
+
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl FromIterator<SetId> for Filled {
+    fn from_iter<T: IntoIterator<Item = SetId>>(sets: T) -> Self {
+        Self(sets.into_iter().fold(0, |bits, set| bits | set.bit()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_cut_as_the_kernel_demands() {
+        let names: Vec<_> = SetId::ALL.iter().map(|set| set.name(Family::Ipv6)).collect();
+        assert!(names.contains(&"KUBE-6-LOAD-BALANCER-SOURCE-CID".into()), "{names:?}");
+        assert!(names.contains(&"KUBE-6-NODE-PORT-LOCAL-SCTP-HAS".into()));
+        assert_eq!(SetId::LoadBalancerSourceCidr.name(Family::Ipv4).as_str(), "KUBE-LOAD-BALANCER-SOURCE-CIDR");
+    }
+
+    #[test]
+    fn filled_sets_are_counted_apart() {
+        let filled: Filled = [SetId::LoopBack, SetId::IpvsIps].into_iter().collect();
+        assert!(SetId::ALL.into_iter().all(|set| filled.contains(set) == matches!(set, SetId::LoopBack | SetId::IpvsIps)));
+    }
+}
