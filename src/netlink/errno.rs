@@ -11,6 +11,7 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const EPERM: Self = Self(1);
     pub const ENOENT: Self = Self(2);
+    pub const ESRCH: Self = Self(3);
     pub const EINTR: Self = Self(4);
     pub const EAGAIN: Self = Self(11);
     pub const ENOMEM: Self = Self(12);

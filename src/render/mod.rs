@@ -49,6 +49,8 @@ pub struct Context<'a> {
     localhost_node_ports: bool,
     /// Which sets hold something: in ipvs mode the mode's own rules depend on it.
     filled: Filled,
+    /// Sets that no rule must name: somebody else's has the name.
+    unusable: Filled,
 }
 
 /// How a rule tells the traffic of this node's pods.
@@ -81,14 +83,13 @@ impl<'a> Context<'a> {
             node_ports,
             localhost_node_ports: localhost && covers_loopback,
             filled: Filled::default(),
+            unusable: Filled::default(),
         }
     }
 
-    /// The same where these sets hold something.
-    #[must_use]
-    pub fn with_filled(mut self, filled: Filled) -> Self {
-        self.filled = filled;
-        self
+    /// From now on these sets hold something, and those are not to be named.
+    pub fn fill(&mut self, filled: Filled, unusable: Filled) {
+        (self.filled, self.unusable) = (filled, unusable);
     }
 
     /// Do rules leave out the comments that cost most? (behaviour.md §3.4)
