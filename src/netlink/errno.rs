@@ -17,6 +17,7 @@ impl Errno {
     pub const ENOMEM: Self = Self(12);
     pub const EBUSY: Self = Self(16);
     pub const EEXIST: Self = Self(17);
+    pub const ENODEV: Self = Self(19);
     pub const EINVAL: Self = Self(22);
     pub const EMLINK: Self = Self(31);
     pub const ELOOP: Self = Self(40);
