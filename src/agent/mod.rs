@@ -17,6 +17,7 @@ mod retry;
 mod rules;
 #[cfg(test)]
 mod testing;
+mod upkeep;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -27,13 +28,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Mode, Source};
 use crate::model::Event;
+use crate::net::Family;
 use crate::netlink::NftKernel;
 use crate::render;
 use crate::serve::http::Shutdown;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
 use crate::source::{kube, manifests};
+use crate::sync::FamilySync;
 use rules::{Reports, RuleLoop, Site};
 
 /// Events that may wait. A source that is faster than the kernel waits too.
@@ -69,7 +72,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let monitor = if config.once { None } else { drift::listen(&mut kernel, config.audit_period) };
     let halt = Arc::<AtomicBool>::default();
     kernel.stop_when(Arc::clone(&halt));
-    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others) };
+    let syncs = ground.families.iter().map(|&family| sync_of(family, &config, &metrics)).collect::<anyhow::Result<_>>()?;
+    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others), syncs };
     let rules = RuleLoop::new(Arc::clone(&config), site, reports);
 
     let (events, inbox) = mpsc::channel(EVENTS);
@@ -95,6 +99,15 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
         });
     }
     until_stopped((rules, inbox), parts, stopped).await
+}
+
+/// What programs one family, in the mode that is asked for.
+fn sync_of(family: Family, config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<FamilySync> {
+    let sync = FamilySync::new(family, Arc::clone(metrics));
+    match config.rules.mode {
+        Mode::Iptables => Ok(sync),
+        Mode::Ipvs => Ok(sync),
+    }
 }
 
 fn servers(config: &Config, health: &Health, metrics: &Arc<Metrics>) -> [Server; 2] {

@@ -15,6 +15,7 @@ use super::ground::Ground;
 use super::health_ports::HealthPorts;
 use super::pace::Pace;
 use super::repair::Drift;
+use super::upkeep::Upkeep;
 use crate::config::{Config, DetectLocal, Source};
 use crate::model::{Changes, Event, Node, State};
 use crate::netlink::conntrack::Conntrack;
@@ -48,6 +49,8 @@ pub struct Site {
     pub kernel: NftKernel,
     /// What others change there.
     pub drift: Arc<drift::Changes>,
+    /// One for each family.
+    pub syncs: Vec<FamilySync>,
 }
 
 /// The loop's state.
@@ -75,12 +78,13 @@ pub struct RuleLoop {
 
 impl RuleLoop {
     pub fn new(config: Arc<Config>, site: Site, reports: Reports) -> Self {
-        let Site { ground, kernel, drift } = site;
+        let Site { ground, kernel, drift, syncs } = site;
         ground.families.iter().for_each(|family| reports.metrics.drift_watched(*family));
-        let paced = |&family| Paced::new(FamilySync::new(family, Arc::clone(&reports.metrics)));
+        let upkeep = || Upkeep::new(Some(config.sync_period).filter(|_| !config.once));
+        let paced = |sync| Paced::new(sync, upkeep());
         Self {
             state: State::new(Arc::clone(&config.node_name)),
-            families: ground.families.iter().map(paced).collect(),
+            families: syncs.into_iter().map(paced).collect(),
             flows: FlowLoop::new(Conntrack::default(), &ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
@@ -306,6 +310,9 @@ impl RuleLoop {
     /// What became of a run with `--once`: a line that sums it up, or what the kernel would not have.
     fn outcome(&self) -> anyhow::Result<String> {
         for family in &self.families {
+            if let Some(refusal) = family.refusal() {
+                bail!("program {}: {refusal}", family.family());
+            }
             let mut left_out = family.left_out();
             if let Some((service, why)) = left_out.next() {
                 let others = match left_out.count() {

@@ -214,7 +214,9 @@ pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<PortPart> {
 pub fn all(context: &Context<'_>) -> Desired {
     let parts: Vec<_> = context.state.services().flat_map(|(key, _)| service(context, key)).collect();
     let filled = parts.iter().map(|part| part.balanced.filled()).fold(Filled::default(), Filled::and);
-    let mut desired = Desired { rules: vec![mode(&context.clone().with_filled(filled))], balanced: Balanced::default() };
+    let mut of_mode = context.clone();
+    of_mode.fill(filled, context.unusable);
+    let mut desired = Desired { rules: vec![mode(&of_mode)], balanced: Balanced::default() };
     for part in parts {
         desired.rules.push((part.owner, part.block));
         desired.balanced.append(part.balanced);

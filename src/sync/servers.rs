@@ -59,6 +59,8 @@ pub struct ServerSync {
     unusable: BTreeMap<SetId, String>,
     /// Nothing is known of the kernel.
     unread: bool,
+    /// A set or the device was found missing, whether or not anything is wanted of it.
+    ground_lost: bool,
     /// Sets that an earlier run was about to put in another's place.
     stale_sets: Vec<SetName>,
     drains: Drains,
@@ -90,7 +92,7 @@ struct Places {
 impl Places {
     fn of(config: &RuleConfig, state: &State, family: Family) -> Self {
         Self {
-            node_ports: render::ipvs::node_port_server_addresses(config, state, family),
+            node_ports: render::node_port_server_addresses(config, state, family),
             interfaces: state.addresses().filter(|address| Family::of(*address) == family).collect(),
         }
     }
@@ -118,6 +120,7 @@ impl ServerSync {
             sets: BTreeMap::new(),
             unusable: BTreeMap::new(),
             unread: true,
+            ground_lost: false,
             stale_sets: Vec::new(),
             drains: Drains::default(),
             places: Places::default(),
@@ -179,6 +182,7 @@ impl ServerSync {
     /// Makes what is wanted and not there, but for the addresses.
     pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
         self.refusals.now.clear();
+        self.ground_lost = false;
         if self.unread {
             self.read_everything(config)?;
         }
@@ -229,7 +233,7 @@ impl ServerSync {
 
     /// Is there anything to be done that no Service asks for?
     pub fn is_due(&self) -> bool {
-        self.unread || !self.ledger.dirty.servers.is_empty() || !self.ledger.dirty.members.is_empty()
+        self.unread || self.ground_lost || !self.ledger.dirty.servers.is_empty() || !self.ledger.dirty.members.is_empty()
     }
 
     /// The sets that are missing or too small. Sets are few, and nearly always nothing is to be done.
@@ -385,6 +389,7 @@ impl ServerSync {
             NodeOp::AddMember { set, member } => self.learn_member(&set, member, true),
             NodeOp::DeleteMember { set, member } => self.learn_member(&set, member, false),
             NodeOp::SwapSets { .. } | NodeOp::DestroySet(_) => {}
+            NodeOp::RemoveDevice => self.addresses = None,
             NodeOp::MakeDevice => self.addresses = Some(HashSet::new()),
             NodeOp::AddAddress(address) => {
                 self.addresses.get_or_insert_default().insert(address);
@@ -433,7 +438,7 @@ impl ServerSync {
             | NodeOp::DeleteMember { set, .. }
             | NodeOp::SwapSets { other: set, .. }
             | NodeOp::DestroySet(set) => format!("set {set}"),
-            NodeOp::MakeDevice => "device kube-ipvs0".to_owned(),
+            NodeOp::MakeDevice | NodeOp::RemoveDevice => "device kube-ipvs0".to_owned(),
             NodeOp::AddAddress(address) | NodeOp::DeleteAddress(address) => format!("local address {address}"),
         }
     }

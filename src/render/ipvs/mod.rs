@@ -60,11 +60,3 @@ pub struct WantedServer {
     pub server: VirtualServer,
     pub real_servers: Vec<SocketAddr>,
 }
-
-// TEMPORARY until the render branch is merged.
-pub fn node_port_server_addresses(_: &crate::config::RuleConfig, _: &crate::model::State, _: crate::net::Family) -> Vec<IpAddr> {
-    Vec::new()
-}
-pub fn max_members(_: usize) -> u32 {
-    65536
-}

@@ -45,6 +45,7 @@ impl ServerSync {
             };
             if !is_as_known {
                 different += 1;
+                self.ground_lost = true;
                 self.sets.remove(&set);
                 self.unusable.remove(&set);
                 self.ledger.forget_set(set);
@@ -61,6 +62,7 @@ impl ServerSync {
         if self.addresses == before {
             return Ok(0);
         }
+        self.ground_lost |= self.addresses.is_none();
         let now = self.addresses.iter().flatten().collect::<BTreeSet<_>>();
         let before = before.iter().flatten().collect::<BTreeSet<_>>();
         Ok(now.symmetric_difference(&before).count().max(1))

@@ -84,7 +84,7 @@ impl ServerSync {
         let unwanted = found.iter().filter(|real| !self.is_real_wanted(&at, &Real::from(**real)));
         let (busy, idle): (Vec<_>, Vec<_>) = unwanted.copied().partition(|real| real.active + real.inactive > 0);
         let is_wanted = self.ledger.wanted(&at).is_some();
-        let finished = self.drains.0.get(&at).map_or(0, |drain| drain.reals.saturating_sub(busy.len()));
+        let finished = self.drains.0.get(&at).map_or(0, |drain| drain.reals.min(idle.len()));
         self.metrics.drained(self.family, DrainEnd::Finished, finished as u64);
         self.note_drain(at, &busy, now);
         if !is_wanted && busy.is_empty() {

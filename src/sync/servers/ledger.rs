@@ -86,7 +86,6 @@ impl Part {
         for port in ports {
             servers.extend(port.servers);
             members.extend(port.members);
-            members.extend(port.addresses.into_iter().map(|address| (SetId::IpvsIps, Member::Ip(address))));
         }
         // Of two ports with one number, which the API does not allow, the first counts.
         servers.sort_by_key(|server: &WantedServer| server.at);
