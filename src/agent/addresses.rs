@@ -20,13 +20,13 @@ pub async fn follow(events: Sender<Event>) -> anyhow::Result<()> {
 
 fn watch(events: &Sender<Event>) -> Result<(), Error> {
     // Listen first, look second: what changes in between is seen.
-    let mut monitor = AddressMonitor::open()?;
+    let mut monitor = AddressMonitor::open(None)?;
     loop {
         let found = monitor.list()?.into_iter().map(|a| a.address).collect();
         if events.blocking_send(Event::Addresses(found)).is_err() {
             return Ok(()); // whoever took them has ended, and says why
         }
-        while !monitor.wait(LOOK_UP)? {
+        while !monitor.wait(LOOK_UP)?.any() {
             if events.is_closed() {
                 return Ok(());
             }
