@@ -10,6 +10,7 @@ use super::retry::Retry;
 use super::upkeep::Upkeep;
 use crate::model::{Changes, ObjectKey};
 use crate::net::Family;
+use crate::netlink::address::DeviceChange;
 use crate::netlink::{self, Kernel};
 use crate::serve::metrics::{AuditResult, RepairCause};
 use crate::serve::{Health, Metrics};
@@ -143,6 +144,14 @@ impl Paced {
         let family = self.family();
         if let Some(servers) = self.sync.servers_mut().filter(|_| self.last.is_some()) {
             self.upkeep.run(family, servers, inputs.config, now);
+        }
+    }
+
+    /// Notes what became of the device with the addresses of virtual servers. Before the first sync it is nothing.
+    pub fn device_changed(&mut self, changes: &[DeviceChange]) {
+        let family = self.family();
+        if let Some(servers) = self.sync.servers_mut().filter(|_| self.last.is_some()) {
+            self.upkeep.told(family, servers, changes);
         }
     }
 

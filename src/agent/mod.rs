@@ -73,7 +73,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let halt = Arc::<AtomicBool>::default();
     kernel.stop_when(Arc::clone(&halt));
     let syncs = ground.families.iter().map(|&family| sync_of(family, &config, &metrics)).collect::<anyhow::Result<_>>()?;
-    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others), syncs };
+    let device_news = Arc::<addresses::DeviceNews>::default();
+    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others), device: Arc::clone(&device_news), syncs };
     let rules = RuleLoop::new(Arc::clone(&config), site, reports);
 
     let (events, inbox) = mpsc::channel(EVENTS);
@@ -83,7 +84,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let (stop, stopped) = watch::channel(false);
     spawn(&mut parts, "signals", signals.follow(health.clone(), halt, stop));
     spawn(&mut parts, "source", read_objects(Arc::clone(&config), events.clone()));
-    spawn(&mut parts, "addresses", addresses::follow(events));
+    let device = (config.rules.mode == Mode::Ipvs).then(|| Arc::clone(&device_news));
+    spawn(&mut parts, "addresses", addresses::follow(events, device));
     if let Some(monitor) = monitor {
         let layout = render::layout(&config.rules);
         spawn(&mut parts, "drift", drift::follow(monitor, layout, changes_of_others, Arc::clone(&metrics)));

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use super::retry::Retry;
 use crate::config::RuleConfig;
 use crate::net::Family;
+use crate::netlink::address::DeviceChange;
 use crate::serve::Metrics;
 use crate::serve::metrics::RepairCause;
 use crate::sync::servers::ServerSync;
@@ -81,8 +82,16 @@ impl Upkeep {
         self.drain_check = servers.is_draining().then(|| Instant::now() + pause);
     }
 
-    /// The kernel told of changes by others to local addresses, and `things` of them are not as they were.
-    pub fn found(&mut self, cause: RepairCause, things: usize, now: Instant) {
+    /// The kernel told of changes on the device with the addresses; most are our own.
+    pub fn told(&mut self, family: Family, servers: &mut ServerSync, changes: &[DeviceChange]) {
+        match servers.told(changes) {
+            Ok(0) => {}
+            Ok(things) => self.found(RepairCause::Notification, things, Instant::now()),
+            Err(error) => tracing::warn!(%family, %error, "local addresses could not be looked at"),
+        }
+    }
+
+    fn found(&mut self, cause: RepairCause, things: usize, now: Instant) {
         let before = self.found.take().map_or(0, |found| found.things);
         self.found = Some(Found { cause, things: before + things, since: now });
     }
@@ -115,7 +124,7 @@ mod tests {
     use crate::agent::testing::rule_config;
     use crate::netlink::fake::balancer::FakeBalancer;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn audits_come_at_their_period_and_nothing_else_without_cause() {
         let metrics = Arc::new(Metrics::new());
         let mut servers = ServerSync::new(Family::Ipv4, Box::new(FakeBalancer::new()), Arc::clone(&metrics));

@@ -110,21 +110,39 @@ pub struct AddressMonitor {
 }
 
 /// What changed, as far as [`AddressMonitor`] tells it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
     /// Addresses of an interface that is not told apart.
     pub others: bool,
-    /// The device that is told apart, or its addresses.
-    pub device: bool,
+    /// What became of the device that is told apart, in order.
+    pub device: Vec<DeviceChange>,
 }
 
+/// What became of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceChange {
+    /// It came, changed, or went.
+    Link { exists: bool },
+    /// It has this address now, or has it no more.
+    Address { address: IpAddr, exists: bool },
+    /// There was more to tell than there was room for.
+    Lost,
+}
+
+/// More changes than these are not kept one by one.
+const MANY_CHANGES: usize = 1 << 16;
+
 impl Changed {
-    pub fn any(self) -> bool {
-        self.others || self.device
+    pub fn any(&self) -> bool {
+        self.others || !self.device.is_empty()
     }
 
-    fn and(self, other: Self) -> Self {
-        Self { others: self.others || other.others, device: self.device || other.device }
+    fn add(&mut self, other: Self) {
+        self.others |= other.others;
+        self.device.extend(other.device);
+        if self.device.len() > MANY_CHANGES {
+            self.device = vec![DeviceChange::Lost];
+        }
     }
 }
 
@@ -170,11 +188,10 @@ impl AddressMonitor {
             let left = if changed.any() { Duration::ZERO } else { deadline.saturating_duration_since(Instant::now()) };
             match self.socket.receive(left) {
                 Ok(Some(datagram)) => {
-                    let messages = Messages(datagram).map(|message| told(self.device.as_mut(), &message));
-                    changed = messages.fold(changed, Changed::and);
+                    Messages(datagram).for_each(|message| changed.add(told(self.device.as_mut(), &message)));
                 }
                 Ok(None) => return Ok(changed),
-                Err(Error::Failed { errno: Errno::ENOBUFS, .. }) => changed = self.overflow()?,
+                Err(Error::Failed { errno: Errno::ENOBUFS, .. }) => changed.add(self.overflow()?),
                 Err(error) => return Err(error),
             }
         }
@@ -185,18 +202,20 @@ impl AddressMonitor {
         if let Some(device) = &mut self.device {
             device.index = interface_index(&device.name)?;
         }
-        Ok(Changed { others: true, device: self.device.is_some() })
+        Ok(Changed { others: true, device: self.device.iter().map(|_| DeviceChange::Lost).collect() })
     }
 }
 
 /// What a notification tells. `device` learns its index.
 fn told(device: Option<&mut Device>, message: &Message<'_>) -> Changed {
-    let Some(device) = device else { return Changed { others: true, device: false } };
+    let others = Changed { others: true, device: Vec::new() };
+    let Some(device) = device else { return others };
+    let of_device = |change| Changed { others: false, device: vec![change] };
     match message.head.kind {
-        RTM_NEWADDR | RTM_DELADDR => {
-            let is_its = read(message).is_some_and(|found| Some(found.interface) == device.index);
-            Changed { others: !is_its, device: is_its }
-        }
+        kind @ (RTM_NEWADDR | RTM_DELADDR) => match read(message).filter(|found| Some(found.interface) == device.index) {
+            Some(found) => of_device(DeviceChange::Address { address: found.address, exists: kind == RTM_NEWADDR }),
+            None => others,
+        },
         RTM_NEWLINK | RTM_DELLINK => {
             let Some(link) = read_link(message) else { return Changed::default() };
             let is_new = message.head.kind == RTM_NEWLINK && link.name == device.name;
@@ -205,7 +224,7 @@ fn told(device: Option<&mut Device>, message: &Message<'_>) -> Changed {
                 // A device that has got another name is it no more.
                 device.index = is_new.then_some(link.index);
             }
-            Changed { others: false, device: is_it }
+            if is_it { of_device(DeviceChange::Link { exists: is_new }) } else { Changed::default() }
         }
         _ => Changed::default(),
     }
@@ -257,19 +276,25 @@ mod tests {
 
     #[test]
     fn a_devices_changes_are_told_apart() {
-        let (mine, theirs) = (Changed { others: false, device: true }, Changed { others: true, device: false });
+        let of_device = |change| Changed { others: false, device: vec![change] };
+        let theirs = Changed { others: true, device: Vec::new() };
+        let address = [10, 96, 0, 1].into();
         let mut device = Device { name: "kube-ipvs0".to_owned(), index: Some(7) };
         let mut hear = |(head, payload): (Head, Vec<u8>)| {
             let changed = told(Some(&mut device), &Message { head, payload: &payload });
             (changed, device.index)
         };
-        assert_eq!(hear(address_message(RTM_NEWADDR, 7)), (mine, Some(7)));
-        assert_eq!(hear(address_message(RTM_DELADDR, 8)), (theirs, Some(7)));
+        assert_eq!(hear(address_message(RTM_NEWADDR, 7)), (of_device(DeviceChange::Address { address, exists: true }), Some(7)));
+        assert_eq!(hear(address_message(RTM_DELADDR, 8)), (theirs.clone(), Some(7)));
         assert_eq!(hear(link_message(RTM_NEWLINK, 8, "eth0")), (Changed::default(), Some(7)));
-        assert_eq!(hear(link_message(RTM_DELLINK, 7, "kube-ipvs0")), (mine, None));
-        assert_eq!(hear(address_message(RTM_NEWADDR, 7)), (theirs, None));
-        assert_eq!(hear(link_message(RTM_NEWLINK, 9, "kube-ipvs0")), (mine, Some(9)));
-        assert_eq!(hear(link_message(RTM_NEWLINK, 9, "other")), (mine, None), "renamed");
+        assert_eq!(hear(link_message(RTM_DELLINK, 7, "kube-ipvs0")), (of_device(DeviceChange::Link { exists: false }), None));
+        assert_eq!(hear(address_message(RTM_NEWADDR, 7)), (theirs.clone(), None));
+        assert_eq!(hear(link_message(RTM_NEWLINK, 9, "kube-ipvs0")), (of_device(DeviceChange::Link { exists: true }), Some(9)));
+        assert_eq!(
+            hear(link_message(RTM_NEWLINK, 9, "other")),
+            (of_device(DeviceChange::Link { exists: false }), None),
+            "renamed"
+        );
         assert_eq!(hear((Head { kind: RTM_NEWLINK, ..Head::default() }, vec![0; 3])), (Changed::default(), None));
     }
 }

@@ -2,12 +2,15 @@
 //! sets in one dump each, the addresses, and the real servers of a few virtual servers in turn.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use super::ServerSync;
 use super::ledger::{Known, Real};
 use super::read::{find, is_as_ours};
 use crate::config::RuleConfig;
+use crate::net::Family;
 use crate::netlink::Error;
+use crate::netlink::address::DeviceChange;
 use crate::render::ipvs::SetId;
 use crate::ruleset::{SetType, VirtualAddress};
 
@@ -55,8 +58,26 @@ impl ServerSync {
         Ok(different)
     }
 
+    /// The kernel told of changes on the device. Gives how many addresses are not as they were: what we did ourselves is
+    /// known already.
+    pub fn told(&mut self, changes: &[DeviceChange]) -> Result<usize, Error> {
+        let is_news = |change: &DeviceChange| match change {
+            DeviceChange::Lost => true,
+            DeviceChange::Link { exists } => *exists != self.addresses.is_some(),
+            DeviceChange::Address { address, exists } => {
+                let known = self.addresses.as_ref().is_some_and(|known| known.contains(address));
+                Family::of(*address) == self.family && !is_link_local(*address) && *exists != known
+            }
+        };
+        if self.unread || !changes.iter().any(is_news) {
+            return Ok(0);
+        }
+        let outcome = self.audit_addresses();
+        outcome.inspect_err(|error| self.failed(error))
+    }
+
     /// The addresses that the device has, compared with what is known of it.
-    pub fn audit_addresses(&mut self) -> Result<usize, Error> {
+    fn audit_addresses(&mut self) -> Result<usize, Error> {
         let before = self.addresses.clone();
         self.read_addresses()?;
         if self.addresses == before {
@@ -111,4 +132,9 @@ impl ServerSync {
         self.audited = share.last().copied().filter(|_| share.len() == SHARE);
         share
     }
+}
+
+/// The kernel gives devices link-local addresses by itself; they are none of ours.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
