@@ -4,10 +4,10 @@
 //! [`crate::config`]; this file only reads them.
 
 mod flags;
+mod render;
 mod usage;
 
 use std::ffi::OsString;
-use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,12 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgMatches, Command};
 
-use crate::config::{Config, Invalid, Raw, Source, feature_gates};
-use crate::model::{Event, State};
-use crate::net::Family;
-use crate::render::{self, KernelFacts};
-use crate::ruleset::text;
-use crate::source::manifests;
+use crate::config::{Config, Invalid, Raw, feature_gates};
 use crate::{agent, logging};
 
 /// Runs the command that `arguments` ask for. Errors are one line on stderr; the exit code is 0 for
@@ -85,7 +80,7 @@ fn chain(error: &anyhow::Error) -> String {
 fn command() -> Command {
     let flags = || flags::args().into_iter().chain(flags::run_args());
     let render = Command::new("render")
-        .about("Print what would be programmed, as iptables-save prints it; needs no privilege")
+        .about("Print what would be programmed, as iptables-save and the like print it; needs no privilege")
         .args(flags())
         .arg(flags::family())
         .after_help(flags::afterword());
@@ -129,7 +124,7 @@ fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
 
 fn execute(matches: &ArgMatches, config: Config) -> anyhow::Result<()> {
     if let Some(("render", matches)) = matches.subcommand() {
-        return render_command(matches, &config);
+        return write_out(&render::run(matches, &config)?);
     }
     tracing::info!("sluice {} starts with {config}", env!("CARGO_PKG_VERSION"));
     agent::run(config)
@@ -174,46 +169,6 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
 fn host_name() -> anyhow::Result<String> {
     const PATH: &str = "/proc/sys/kernel/hostname";
     std::fs::read_to_string(PATH).with_context(|| format!("read the host name: {PATH}"))
-}
-
-/// `sluice render`: the rules of the manifests' state, family by family.
-fn render_command(matches: &ArgMatches, config: &Config) -> anyhow::Result<()> {
-    let Source::Manifests(path) = &config.source else { anyhow::bail!("render: --manifests is missing") };
-    let loaded = manifests::load(path)?;
-    for warning in &loaded.warnings {
-        tracing::warn!("{warning}");
-    }
-    let mut state = State::new(config.node_name.clone());
-    loaded.into_events().into_iter().for_each(|event| drop(state.apply(event)));
-    let addresses = known_addresses(config, &state);
-    state.apply(Event::Addresses(addresses));
-
-    let facts = KernelFacts { nfacct: true, tcp_be_liberal: config.tcp_be_liberal };
-    let family = matches.get_one::<String>("family").map(String::as_str);
-    let wanted = Family::ALL.into_iter().filter(|f| family.is_none_or(|name| f.as_str().eq_ignore_ascii_case(name)));
-    let mut out = String::new();
-    for family in wanted {
-        writeln!(out, "# {family}, as {} would print it", save_tool(family))?;
-        let context = render::Context::new(&config.rules, facts, &state, family);
-        let desired = render::all(&context);
-        let blocks: Vec<_> = desired.rules.iter().map(|(_, block)| block).collect();
-        text::save(&mut out, render::layout(&config.rules), &blocks)?;
-    }
-    write_out(&out)
-}
-
-fn save_tool(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "iptables-save",
-        Family::Ipv6 => "ip6tables-save",
-    }
-}
-
-/// What the kernel would tell of the node's interfaces, as far as it is known without asking it.
-fn known_addresses(config: &Config, state: &State) -> Vec<std::net::IpAddr> {
-    let loopback = [std::net::Ipv4Addr::LOCALHOST.into(), std::net::Ipv6Addr::LOCALHOST.into()];
-    let of_node = state.node().map(|node| node.addresses.clone()).unwrap_or_default();
-    loopback.into_iter().chain(of_node).chain(config.node_ips.iter().copied()).collect()
 }
 
 /// A reader that went away (`| head`) is no failure.

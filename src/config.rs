@@ -193,7 +193,8 @@ impl Config {
 fn mode(text: &str) -> Result<Mode, Invalid> {
     match text {
         "" | "iptables" => Ok(Mode::Iptables),
-        "ipvs" | "nftables" => invalid("--proxy-mode", format!("{text} is not built into this version yet; use iptables")),
+        "ipvs" => Ok(Mode::Ipvs),
+        "nftables" => invalid("--proxy-mode", "nftables is not built into this version yet; use iptables or ipvs"),
         _ => invalid("--proxy-mode", format!("{text:?} is not one of iptables, ipvs, nftables")),
     }
 }

@@ -124,6 +124,11 @@ impl State {
         self.addresses.iter().copied()
     }
 
+    /// Is it on one of the node's interfaces?
+    pub fn has_address(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address)
+    }
+
     pub fn services(&self) -> impl Iterator<Item = (&ObjectKey, &Service)> {
         self.services.iter().map(|(key, known)| (key, &known.service))
     }

@@ -4,6 +4,7 @@
 //! What depends on one Service alone is rendered for it alone ([`service`]), so that a change of it costs
 //! no more than it touches; what depends on none is the mode's own ([`mode`]).
 
+mod common;
 pub mod iptables;
 pub mod ipvs;
 pub mod names;
@@ -12,9 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::config::{DetectLocal, NodePortAddresses, RuleConfig};
+use crate::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
 use crate::model::flows::OwnAddresses;
-use crate::model::{Node, ObjectKey, State};
+use crate::model::{Node, ObjectKey, ServicePort, State};
 use crate::net::Family;
 use crate::ruleset::{Block, InterfaceMatch, Layout, Negatable, Owner, Rule};
 use ipvs::{Balanced, Filled};
@@ -25,6 +26,8 @@ use ipvs::{Balanced, Filled};
 pub struct Desired {
     /// Blocks of rules by owner. The mode's own block comes first: others jump to its chains.
     pub rules: Vec<(Owner, Block)>,
+    /// What all service ports together have beside rules, in ipvs mode.
+    pub balanced: Balanced,
 }
 
 /// What the kernel can do and is set to, as far as rules depend on it. Learnt once at start.
@@ -37,7 +40,7 @@ pub struct KernelFacts {
 }
 
 /// All that the rules of one family depend on beside the Services: worked out once, used for each.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Context<'a> {
     pub family: Family,
     pub state: &'a State,
@@ -94,6 +97,12 @@ impl<'a> Context<'a> {
     /// Do rules leave out the comments that cost most? (behaviour.md §3.4)
     fn is_large_cluster(&self) -> bool {
         self.state.is_large_cluster(self.family)
+    }
+
+    /// The external IPs that a service port is reached by. Whether a Service counts as reachable from outside does not
+    /// depend on the feature gate, in kube-proxy neither.
+    fn external_ips<'p>(&self, port: &'p ServicePort) -> &'p [IpAddr] {
+        if self.config.external_ips { &port.addresses.external_ips } else { &[] }
     }
 }
 
@@ -156,13 +165,20 @@ fn covers_loopback(ranges: &[IpNet]) -> bool {
 }
 
 /// The chains of the mode in force.
-pub fn layout(_config: &RuleConfig) -> &'static Layout {
-    &iptables::LAYOUT
+pub fn layout(config: &RuleConfig) -> &'static Layout {
+    match config.mode {
+        Mode::Iptables => &iptables::LAYOUT,
+        Mode::Ipvs => &ipvs::LAYOUT,
+    }
 }
 
 /// The mode's own part.
 pub fn mode(context: &Context<'_>) -> (Owner, Block) {
-    (Owner::Mode, iptables::mode_block(context))
+    let block = match context.config.mode {
+        Mode::Iptables => iptables::mode_block(context),
+        Mode::Ipvs => ipvs::mode_block(context),
+    };
+    (Owner::Mode, block)
 }
 
 /// The part of one port of a Service.
@@ -185,15 +201,24 @@ pub struct WithoutLocal {
 /// The part of one Service, port by port. Empty when the Service is not there.
 pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<PortPart> {
     let Some(service) = context.state.service(key) else { return Vec::new() };
-    service.ports_of(key, context.family).map(|port| iptables::service_part(context, key, &port)).collect()
+    let part = match context.config.mode {
+        Mode::Iptables => iptables::service_part,
+        Mode::Ipvs => ipvs::service_part,
+    };
+    service.ports_of(key, context.family).map(|port| part(context, key, &port)).collect()
 }
 
-/// Everything one family of the node should have.
+/// Everything one family of the node should have. Which sets hold something is found out here, whatever the context
+/// says.
 pub fn all(context: &Context<'_>) -> Desired {
-    let mut rules = vec![mode(context)];
-    let parts = context.state.services().flat_map(|(key, _)| service(context, key));
-    rules.extend(parts.map(|part| (part.owner, part.block)));
-    Desired { rules }
+    let parts: Vec<_> = context.state.services().flat_map(|(key, _)| service(context, key)).collect();
+    let filled = parts.iter().map(|part| part.balanced.filled()).fold(Filled::default(), Filled::and);
+    let mut desired = Desired { rules: vec![mode(&context.clone().with_filled(filled))], balanced: Balanced::default() };
+    for part in parts {
+        desired.rules.push((part.owner, part.block));
+        desired.balanced.append(part.balanced);
+    }
+    desired
 }
 
 /// Must packets to 127.0.0.1 be routed like others, for node ports to answer there?
@@ -215,6 +240,25 @@ pub fn node_port_addresses(config: &RuleConfig, state: &State, families: &[Famil
         (NodePorts::Any, Family::Ipv6) => vec![Ipv6Addr::UNSPECIFIED.into()],
     };
     Some(families.into_iter().flat_map(of_family).collect())
+}
+
+/// The addresses that have virtual servers of node ports, in ipvs mode: those that node ports are meant for, but no
+/// loopback ones, and of all of the node's no link-local ones of IPv6 either. Sorted.
+pub fn node_port_server_addresses(config: &RuleConfig, state: &State, family: Family) -> Vec<IpAddr> {
+    server_addresses(&node_ports(config, state, family).0, state, family)
+}
+
+fn server_addresses(ports: &NodePorts, state: &State, family: Family) -> Vec<IpAddr> {
+    let mut addresses: Vec<_> = match ports {
+        NodePorts::Any => state.addresses().filter(|&a| Family::of(a) == family && !is_link_local(a)).collect(),
+        NodePorts::Only(addresses) => addresses.clone(),
+    };
+    addresses.retain(|address| !address.is_loopback());
+    addresses
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// The node's addresses on which the rules of one family serve node ports, spelled out.

@@ -9,6 +9,7 @@ mod applied;
 mod block;
 mod diff;
 mod node_op;
+pub mod node_text;
 mod refresh;
 mod rule;
 mod set;

@@ -281,11 +281,17 @@ impl Rule {
         self.matching(Match::Comment(Comment::new(text)))
     }
 
+    /// `-p PROTOCOL`
+    #[must_use]
+    pub fn of(mut self, protocol: Protocol) -> Self {
+        self.protocol = Some(protocol);
+        self
+    }
+
     /// `-p PROTOCOL -m PROTOCOL [--dport PORT]`
     #[must_use]
-    pub fn port(mut self, protocol: Protocol, destination: Option<u16>) -> Self {
-        self.protocol = Some(protocol);
-        self.matching(Match::Port { protocol, destination })
+    pub fn port(self, protocol: Protocol, destination: Option<u16>) -> Self {
+        self.of(protocol).matching(Match::Port { protocol, destination })
     }
 
     #[must_use]

@@ -24,6 +24,10 @@ fn save_table(out: &mut impl fmt::Write, table: Table, layout: &Layout, blocks: 
             chains.entry(group.chain.as_str()).or_default().extend(&group.rules);
         }
     }
+    // iptables makes a table when something is put into it, and saves no other.
+    if chains.is_empty() {
+        return Ok(());
+    }
     writeln!(out, "*{table}")?;
     let builtin = table.builtin_chains();
     builtin.iter().try_for_each(|chain| writeln!(out, ":{chain} ACCEPT [0:0]"))?;

@@ -3,13 +3,12 @@
 
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
 use super::{EXTERNAL_SERVICES, FIREWALL, FORWARD, MARK_MASQ, NODE_PORTS, POSTROUTING, PROXY_CANARY, PROXY_FIREWALL, SERVICES};
 use crate::net::Family;
+use crate::render::common::{accept_forwarded, chain, loopback_net, mark_masq, masquerade_marked};
 use crate::render::names::NFACCT_INVALID;
 use crate::render::{Context, NodePorts};
-use crate::ruleset::{AddrType, Block, CtStates, Group, Match, Negatable, OwnedChain, Rule, Side, Table, Target};
+use crate::ruleset::{AddrType, Block, CtStates, Group, Match, Negatable, Rule, Side, Table, Target};
 
 /// Everything that is there whatever Services exist.
 pub fn mode_block(context: &Context<'_>) -> Block {
@@ -18,13 +17,9 @@ pub fn mode_block(context: &Context<'_>) -> Block {
     groups.push(node_port_dispatch(context));
     let mut chains: Vec<_> = Table::ALL.into_iter().map(|table| chain(table, PROXY_CANARY, Vec::new())).collect();
     chains.push(chain(Table::Nat, MARK_MASQ, mark_masq(context)));
-    chains.push(chain(Table::Nat, POSTROUTING, postrouting(context)));
+    chains.push(chain(Table::Nat, POSTROUTING, masquerade_marked(context)));
     chains.push(chain(Table::Filter, FORWARD, forward(context)));
     Block { chains, groups }
-}
-
-fn chain(table: Table, name: &str, rules: Vec<Rule>) -> OwnedChain {
-    OwnedChain { table, name: name.into(), rules }
 }
 
 /// The jumps out of the built-in chains: table, chain, target, new connections only?, comment. In the
@@ -76,33 +71,9 @@ fn local_net_guard(context: &Context<'_>) -> Option<Group> {
     context.localhost_node_ports.then_some(group)
 }
 
-fn loopback_net(family: Family) -> IpNet {
-    match family {
-        Family::Ipv4 => IpNet::new_assert(IpAddr::from([127, 0, 0, 0]), 8),
-        Family::Ipv6 => IpNet::new_assert(std::net::Ipv6Addr::LOCALHOST.into(), 128),
-    }
-}
-
-fn mark_masq(context: &Context<'_>) -> Vec<Rule> {
-    let mark = context.config.masquerade_mark;
-    vec![Rule::new().then(Target::Mark { value: mark, mask: mark })]
-}
-
-/// The mark is cleared before masquerading, lest the packet be masqueraded again when it comes through
-/// another time (as with some VPN and overlay devices).
-fn postrouting(context: &Context<'_>) -> Vec<Rule> {
-    let mark = context.config.masquerade_mark;
-    vec![
-        Rule::new().matching(Match::Mark(Negatable::is_not((mark, mark)))).then(Target::Return),
-        Rule::new().then(Target::Mark { value: mark, mask: 0 }),
-        Rule::new().comment("kubernetes service traffic requiring SNAT").then(Target::Masquerade { random_fully: true }),
-    ]
-}
-
 /// Packets that conntrack finds INVALID would leave untranslated and make the client reset a good
 /// connection, so they are dropped, unless conntrack is liberal and never finds any.
 fn forward(context: &Context<'_>) -> Vec<Rule> {
-    let mark = context.config.masquerade_mark;
     let mut rules = Vec::new();
     if !context.facts.tcp_be_liberal {
         let mut rule = Rule::new().matching(Match::Conntrack(Negatable::is(CtStates::INVALID)));
@@ -111,18 +82,7 @@ fn forward(context: &Context<'_>) -> Vec<Rule> {
         }
         rules.push(rule.then(Target::Drop));
     }
-    rules.push(
-        Rule::new()
-            .comment("kubernetes forwarding rules")
-            .matching(Match::Mark(Negatable::is((mark, mark))))
-            .then(Target::Accept),
-    );
-    rules.push(
-        Rule::new()
-            .comment("kubernetes forwarding conntrack rule")
-            .matching(Match::Conntrack(Negatable::is(CtStates::RELATED.or(CtStates::ESTABLISHED))))
-            .then(Target::Accept),
-    );
+    rules.extend(accept_forwarded(context));
     rules
 }
 

@@ -70,12 +70,6 @@ impl Rendering<'_> {
         self.selection.any && !addresses.load_balancer_vips.is_empty() && !addresses.source_ranges.is_empty()
     }
 
-    /// Those that rules may be made for. Whether a Service counts as reachable from outside does not depend on the
-    /// feature gate, in kube-proxy neither.
-    fn external_ips(&self) -> &[IpAddr] {
-        if self.context.config.external_ips { &self.port.addresses.external_ips } else { &[] }
-    }
-
     fn groups(&self) -> Vec<Group> {
         let groups = [
             (Table::Nat, SERVICES, self.dispatch_rules()),
@@ -103,7 +97,7 @@ impl Rendering<'_> {
         if self.selection.any {
             let addresses = &self.port.addresses;
             let external = |&ip: &IpAddr| self.to(ip, "external IP").jump(&self.chains.external);
-            rules.extend(self.external_ips().iter().map(external));
+            rules.extend(self.context.external_ips(self.port).iter().map(external));
             let entry = if self.uses_firewall_chain() { &self.chains.firewall } else { &self.chains.external };
             rules.extend(addresses.load_balancer_vips.iter().map(|&ip| self.to(ip, "loadbalancer IP").jump(entry)));
         }
@@ -147,7 +141,7 @@ impl Rendering<'_> {
             return Vec::new();
         }
         let (why, target) = self.refusal();
-        let addresses = self.external_ips().iter().chain(&self.port.addresses.load_balancer_vips);
+        let addresses = self.context.external_ips(self.port).iter().chain(&self.port.addresses.load_balancer_vips);
         let mut rules: Vec<_> = addresses.map(|&ip| self.to(ip, why).then(target.clone())).collect();
         if self.port.node_port != 0 {
             let rule = Rule::new().comment(&format!("{} {why}", self.port.name));

@@ -1,7 +1,7 @@
 //! The ipsets of ipvs mode: names, types, and what each says in the comments of rules (behaviour.md §4.5).
 
 use crate::net::Family;
-use crate::ruleset::{SetName, SetType};
+use crate::ruleset::{SetName, SetSpec, SetType};
 
 /// One of the sets that kube-proxy makes, in its order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,6 +69,29 @@ impl SetId {
         }
     }
 
+    /// What the comments of rules say of it.
+    pub fn comment(self) -> &'static str {
+        match self {
+            Self::LoopBack => "Kubernetes endpoints dst ip:port, source ip for solving hairpin purpose",
+            Self::ClusterIp => "Kubernetes service cluster ip + port for masquerade purpose",
+            Self::ExternalIp => "Kubernetes service external ip + port for masquerade and filter purpose",
+            Self::ExternalIpLocal => "Kubernetes service external ip + port with externalTrafficPolicy=local",
+            Self::LoadBalancer => "Kubernetes service lb portal",
+            Self::LoadBalancerFw => "Kubernetes service load balancer ip + port for load balancer with sourceRange",
+            Self::LoadBalancerLocal => "Kubernetes service load balancer ip + port with externalTrafficPolicy=local",
+            Self::LoadBalancerSourceIp => "Kubernetes service load balancer ip + port + source IP for packet filter purpose",
+            Self::LoadBalancerSourceCidr => "Kubernetes service load balancer ip + port + source cidr for packet filter purpose",
+            Self::NodePortTcp => "Kubernetes nodeport TCP port for masquerade purpose",
+            Self::NodePortLocalTcp => "Kubernetes nodeport TCP port with externalTrafficPolicy=local",
+            Self::NodePortUdp => "Kubernetes nodeport UDP port for masquerade purpose",
+            Self::NodePortLocalUdp => "Kubernetes nodeport UDP port with externalTrafficPolicy=local",
+            Self::NodePortSctp => "Kubernetes nodeport SCTP port for masquerade purpose with type 'hash ip:port'",
+            Self::NodePortLocalSctp => "Kubernetes nodeport SCTP port with externalTrafficPolicy=local with type 'hash ip:port'",
+            Self::HealthCheckNodePort => "Kubernetes health check node port",
+            Self::IpvsIps => "Addresses on the ipvs interface",
+        }
+    }
+
     pub fn kind(self) -> SetType {
         self.entry().1
     }
@@ -85,9 +108,25 @@ impl SetId {
         name.as_str().into()
     }
 
+    /// The set with room for so many members.
+    pub fn spec(self, family: Family, members: usize) -> SetSpec {
+        SetSpec { name: self.name(family), kind: self.kind(), family, max_members: max_members(members) }
+    }
+
     fn bit(self) -> u32 {
         1 << self as u32
     }
+}
+
+/// How many members a set is made for that is to hold `count`: as many as by default while these are enough; else a
+/// power of two with a quarter of `count` to spare, so that it need not be made anew for each member more.
+pub fn max_members(count: usize) -> u32 {
+    const DEFAULT: u32 = 65_536;
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    if count <= DEFAULT {
+        return DEFAULT;
+    }
+    count.saturating_add(count / 4).checked_next_power_of_two().unwrap_or(u32::MAX)
 }
 
 /// Which sets hold something.
@@ -121,6 +160,15 @@ mod tests {
         assert!(names.contains(&"KUBE-6-LOAD-BALANCER-SOURCE-CID".into()), "{names:?}");
         assert!(names.contains(&"KUBE-6-NODE-PORT-LOCAL-SCTP-HAS".into()));
         assert_eq!(SetId::LoadBalancerSourceCidr.name(Family::Ipv4).as_str(), "KUBE-LOAD-BALANCER-SOURCE-CIDR");
+    }
+
+    #[test]
+    fn sets_grow_by_powers_of_two_with_room_to_spare() {
+        let cases = [(0, 1 << 16), (65_536, 1 << 16), (65_537, 1 << 17), (104_857, 1 << 17), (104_858, 1 << 18)];
+        for (count, want) in cases {
+            assert_eq!(max_members(count), want, "{count}");
+        }
+        assert_eq!(max_members(usize::MAX), u32::MAX);
     }
 
     #[test]
