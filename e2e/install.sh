@@ -4,11 +4,11 @@
 set -euo pipefail
 
 # curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at
-# rules and flows from outside; strace, util-linux (setpriv, unshare): to watch and confine the proxy; iproute2, procps
+# rules, sets and flows from outside; strace, util-linux (setpriv, unshare): to watch and confine the proxy; iproute2, procps
 # (sysctl): network namespaces; python3: the demo's pods and e2e/same-rules.
-packages=(conntrack curl gcc libc6-dev iproute2 iptables make nftables procps python3 strace util-linux)
-# For e2e/vmrun.
-machine_packages=(qemu-system-x86 xz-utils)
+packages=(conntrack curl gcc libc6-dev iproute2 ipset iptables make nftables procps python3 strace util-linux)
+# For e2e/vmrun, and to look at virtual servers in it.
+machine_packages=(ipvsadm qemu-system-x86 xz-utils)
 
 missing_packages() {
     local package
