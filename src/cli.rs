@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{ArgMatches, Command};
 
-use crate::config::{Config, Invalid, Raw, feature_gates};
+use crate::config::{Config, Invalid, Raw, RawIpvs, feature_gates};
 use crate::{agent, logging};
 
 /// Runs the command that `arguments` ask for. Errors are one line on stderr; the exit code is 0 for
@@ -35,7 +35,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         return ending(&write_out(concat!("sluice ", env!("CARGO_PKG_VERSION"), "\n")), Form::Text);
     }
     let form = if flags::text(innermost(&matches), "logging-format") == "json" { Form::Json } else { Form::Text };
-    match configure(innermost(&matches)) {
+    match configure(&matches) {
         Ok(config) => ending(&execute(&matches, config), form),
         Err(error) if error.is::<NotBuilt>() || error.is::<Invalid>() => unusable(&format!("{error:#}")),
         Err(error) => ending(&Err(error), form),
@@ -108,10 +108,16 @@ struct NotBuilt {
 
 /// Checks all flags, sets logging up, and says which flags do nothing.
 fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
+    let renders = matches.subcommand().is_some();
+    let matches = innermost(matches);
     if let Some(flag) = flags::not_built(matches) {
         return Err(NotBuilt { flag: flag.name, hint: flag.hint }.into());
     }
     let config = Config::resolve(raw(matches)?)?;
+    let cleanup = flags::is_set(matches, "cleanup");
+    if cleanup && renders {
+        return Err(Invalid { flag: "--cleanup", cause: "render prints what would be made, and removes nothing".into() }.into());
+    }
     logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
     let gates = feature_gates(&flags::text(matches, "feature-gates"))?.without_effect;
     let gates = gates.into_iter().map(|gate| format!("--feature-gates={gate}"));
@@ -119,12 +125,20 @@ fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
     if !idle.is_empty() {
         tracing::warn!("accepted, but without effect in this version: {}", idle.join(" "));
     }
+    let mode = config.rules.mode;
+    let idle: Vec<_> = flags::of_other_modes(matches, mode).map(|flag| format!("--{flag}")).collect();
+    if !idle.is_empty() && !cleanup {
+        tracing::warn!("accepted, but without effect with --proxy-mode={mode}: {}", idle.join(" "));
+    }
     Ok(config)
 }
 
 fn execute(matches: &ArgMatches, config: Config) -> anyhow::Result<()> {
     if let Some(("render", matches)) = matches.subcommand() {
         return write_out(&render::run(matches, &config)?);
+    }
+    if flags::is_set(matches, "cleanup") {
+        return write_out(&agent::clean_up()?);
     }
     tracing::info!("sluice {} starts with {config}", env!("CARGO_PKG_VERSION"));
     agent::run(config)
@@ -144,6 +158,7 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
         kubeconfig: path("kubeconfig"),
         master: matches.get_one::<String>("master").filter(|m| !m.is_empty()).cloned(),
         once: flags::is_set(matches, "once"),
+        cleanup: flags::is_set(matches, "cleanup"),
         node_ips: list("node-ip"),
         bind_address: text("bind-address"),
         healthz_bind_address: text("healthz-bind-address"),
@@ -162,7 +177,24 @@ fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
         sync_period: flags::duration(matches, "iptables-sync-period"),
         min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
         audit_period: flags::duration(matches, "audit-period"),
+        ipvs: raw_ipvs(matches),
     })
+}
+
+fn raw_ipvs(matches: &ArgMatches) -> RawIpvs {
+    let duration = |name| flags::duration(matches, name);
+    RawIpvs {
+        scheduler: flags::text(matches, "ipvs-scheduler"),
+        exclude_cidrs: flags::list(matches, "ipvs-exclude-cidrs"),
+        strict_arp: flags::is_set(matches, "ipvs-strict-arp"),
+        sync_period: duration("ipvs-sync-period"),
+        min_sync_period: duration("ipvs-min-sync-period"),
+        tcp_timeout: duration("ipvs-tcp-timeout"),
+        tcp_fin_timeout: duration("ipvs-tcpfin-timeout"),
+        udp_timeout: duration("ipvs-udp-timeout"),
+        local_addresses: flags::text(matches, "ipvs-local-addresses"),
+        drain_timeout: duration("ipvs-drain-timeout"),
+    }
 }
 
 /// The name the kernel has for this machine: what kubelet registers a node as by default.

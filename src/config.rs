@@ -6,7 +6,7 @@
 mod ipvs;
 mod text;
 
-pub use ipvs::{DRAIN_TIMEOUT, IpvsConfig, LocalAddresses, Timeouts};
+pub use ipvs::{DRAIN_TIMEOUT, IpvsConfig, LocalAddresses, RawIpvs, Timeouts};
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -131,6 +131,8 @@ pub struct Raw {
     pub kubeconfig: Option<PathBuf>,
     pub master: Option<String>,
     pub once: bool,
+    /// Remove everything of ours, of whatever mode, and exit.
+    pub cleanup: bool,
     pub node_ips: Vec<String>,
     pub bind_address: String,
     pub healthz_bind_address: String,
@@ -146,23 +148,25 @@ pub struct Raw {
     pub node_port_addresses: Vec<String>,
     pub tcp_be_liberal: bool,
     pub feature_gates: String,
+    /// Of iptables mode; ipvs mode has its own.
     pub sync_period: Duration,
     pub min_sync_period: Duration,
     pub audit_period: Duration,
+    pub ipvs: RawIpvs,
 }
 
 impl Config {
     /// Checks what the user asked for. The first thing that cannot be used is the error.
     pub fn resolve(raw: Raw) -> Result<Self, Invalid> {
-        if raw.sync_period.is_zero() {
-            return invalid("--iptables-sync-period", "must be greater than 0");
-        }
-        if raw.min_sync_period > raw.sync_period {
-            return invalid("--iptables-min-sync-period", "must not be greater than --iptables-sync-period");
+        let mode = mode(&raw.mode)?;
+        let (sync_period, min_sync_period) = periods(&raw, mode)?;
+        if raw.cleanup {
+            // It says what is not to be removed, so it counts whatever the mode.
+            ipvs::exclude_cidrs(&raw.ipvs.exclude_cidrs)?;
         }
         Ok(Self {
             rules: RuleConfig {
-                mode: mode(&raw.mode)?,
+                mode,
                 detect_local: detect_local(&raw)?,
                 masquerade_all: raw.masquerade_all,
                 masquerade_mark: masquerade_mark(raw.masquerade_bit)?,
@@ -170,7 +174,7 @@ impl Config {
                 node_port_addresses: node_port_addresses(&raw.node_port_addresses)?,
                 bind_address: bind_address(&raw.bind_address)?,
                 external_ips: feature_gates(&raw.feature_gates)?.allow_service_external_ips,
-                ipvs: IpvsConfig::default(),
+                ipvs: IpvsConfig::resolve(&raw.ipvs, mode)?,
             },
             node_name: node_name(&raw.hostname)?,
             healthz_bind_address: listen_address("--healthz-bind-address", &raw.healthz_bind_address, 10256)?,
@@ -183,8 +187,8 @@ impl Config {
             once: raw.once,
             tcp_be_liberal: raw.tcp_be_liberal,
             bind_address_hard_fail: raw.bind_address_hard_fail,
-            sync_period: raw.sync_period,
-            min_sync_period: raw.min_sync_period,
+            sync_period,
+            min_sync_period,
             audit_period: Some(raw.audit_period).filter(|period| !period.is_zero()),
         })
     }
@@ -197,6 +201,21 @@ fn mode(text: &str) -> Result<Mode, Invalid> {
         "nftables" => invalid("--proxy-mode", "nftables is not built into this version yet; use iptables or ipvs"),
         _ => invalid("--proxy-mode", format!("{text:?} is not one of iptables, ipvs, nftables")),
     }
+}
+
+/// The sync period and the least one, from the flags of the mode.
+fn periods(raw: &Raw, mode: Mode) -> Result<(Duration, Duration), Invalid> {
+    let (names, period, min) = match mode {
+        Mode::Iptables => (["--iptables-sync-period", "--iptables-min-sync-period"], raw.sync_period, raw.min_sync_period),
+        Mode::Ipvs => (["--ipvs-sync-period", "--ipvs-min-sync-period"], raw.ipvs.sync_period, raw.ipvs.min_sync_period),
+    };
+    if period.is_zero() {
+        return invalid(names[0], "must be greater than 0");
+    }
+    if min > period {
+        return invalid(names[1], format!("must not be greater than {}", names[0]));
+    }
+    Ok((period, min))
 }
 
 fn node_name(text: &str) -> Result<Arc<str>, Invalid> {

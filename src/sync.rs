@@ -4,6 +4,7 @@
 //! the agent and knows no clock: when to try again is the agent's decision. After a failure it reads
 //! back what the kernel holds before it sends anything else, so a failure never leads to a wrong guess.
 
+pub mod cleanup;
 pub mod flows;
 mod knowledge;
 mod plan;

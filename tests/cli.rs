@@ -89,7 +89,8 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--cluster-cidr=10.0.0.0/8,10.1.0.0/16"], "--cluster-cidr: names two ranges of one family"),
         (&["--cluster-cidr=fd00::/8,fd01::/16"], "--cluster-cidr: names two ranges of one family"),
         (&["--proxy-mode=userspace"], "--proxy-mode: \"userspace\" is not one of iptables, ipvs, nftables"),
-        (&["--proxy-mode", "nftables"], "--proxy-mode: nftables is not built into this version yet; use iptables or ipvs"),
+        (&["--mode=nftables"], "--proxy-mode: nftables is not built into this version yet; use iptables or ipvs"),
+        (&["--proxy-mode", "nftables"], "--proxy-mode: nftables is not built into this version yet; use iptables"),
         (&["--iptables-masquerade-bit=32"], "--iptables-masquerade-bit: 32 is not within the range [0, 31]"),
         (&["--iptables-masquerade-bit=-1"], "--iptables-masquerade-bit: -1 is not within"),
         (&["--iptables-masquerade-bit", "-1"], "--iptables-masquerade-bit: -1 is not within"),
@@ -119,6 +120,21 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=a b"], "--pod-interface-name-prefix: "),
         (&["--masquerade-all=yes"], "--masquerade-all: \"yes\" is not true or false"),
         (&["--ipvs-strict-arp=maybe"], "--ipvs-strict-arp: \"maybe\" is not true or false"),
+        (
+            &["--mode=ipvs", "--ipvs-scheduler=fifo"],
+            "--ipvs-scheduler: \"fifo\" is not one of rr, wrr, lc, wlc, sh, dh, sed, nq, mh",
+        ),
+        (
+            &["--mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8,192.0.2.1"],
+            "--ipvs-exclude-cidrs: \"192.0.2.1\" is not a CIDR such as 192.0.2.0/24",
+        ),
+        (&["--mode=ipvs", "--ipvs-sync-period=0s"], "--ipvs-sync-period: must be greater than 0"),
+        (&["--mode=ipvs", "--ipvs-min-sync-period=31s"], "--ipvs-min-sync-period: must not be greater than --ipvs-sync-period"),
+        (&["--mode=ipvs", "--ipvs-udp-timeout=-1s"], "--ipvs-udp-timeout: \"-1s\" is not a duration"),
+        (&["--mode=ipvs", "--ipvs-local-addresses=lo"], "--ipvs-local-addresses: \"lo\" is not one of device, routes"),
+        (&["--mode=ipvs", "--ipvs-drain-timeout=long"], "--ipvs-drain-timeout: \"long\" is not a duration"),
+        (&["--cleanup"], "--cleanup: render prints what would be made, and removes nothing"),
+        (&["--cleanup", "--ipvs-exclude-cidrs=x"], "--ipvs-exclude-cidrs: \"x\" is not a CIDR"),
         (&["--conntrack-min=many"], "--conntrack-min: \"many\" is not a whole number"),
         (&["--config-sync-period=never"], "--config-sync-period: \"never\" is not a duration"),
         (&["--logging-format=xml"], "--logging-format: \"xml\" is not one of text, json"),
@@ -153,7 +169,6 @@ fn flags_of_what_is_not_built_say_so() {
     for flags in [
         &["--config=/var/lib/kube-proxy/config.conf"][..],
         &["--config", "/var/lib/kube-proxy/config.conf"],
-        &["--cleanup"],
         &["--init-only=true"],
         &["--write-config-to", "/tmp/config"],
     ] {
@@ -232,14 +247,43 @@ fn every_flag_of_kube_proxy_is_accepted() {
     assert_eq!(code, Some(0), "{err}");
     assert!(out.contains("10.96.0.10"), "{out}");
     let lines: Vec<_> = err.lines().collect();
-    let [warning] = lines[..] else { panic!("not one line: {err}") };
-    assert!(warning.contains("WARN") && warning.contains("without effect in this version"), "{warning}");
-    for idle in ["--vmodule", "--oom-score-adj", "--ipvs-scheduler", "--conntrack-min", "--metrics-port"] {
-        assert!(warning.contains(idle), "{idle}: {warning}");
+    let [idle, other_mode] = lines[..] else { panic!("not two lines: {err}") };
+    assert_names(idle, "without effect in this version", &["--vmodule", "--oom-score-adj", "--conntrack-min", "--metrics-port"]);
+    let of_ipvs = ["--ipvs-scheduler", "--ipvs-strict-arp", "--ipvs-min-sync-period", "--ipvs-tcpfin-timeout"];
+    assert_names(other_mode, "without effect with --proxy-mode=iptables", &of_ipvs);
+    for real in ["--cluster-cidr", "--hostname-override", "--kubeconfig", "--bind-address", "--ipvs-exclude-cidrs"] {
+        assert!(!err.contains(real), "{real}: {err}");
     }
-    for real in ["--cluster-cidr", "--hostname-override", "--kubeconfig", "--bind-address"] {
-        assert!(!warning.contains(real), "{real}: {warning}");
-    }
+}
+
+/// Is it a warning with these words and flags?
+fn assert_names(line: &str, words: &str, flags: &[&str]) {
+    assert!(line.contains("WARN") && line.contains(words), "{words}: {line}");
+    flags.iter().for_each(|flag| assert!(line.contains(flag), "{flag}: {line}"));
+}
+
+/// What counts in one mode is not even looked at in the other.
+#[test]
+fn flags_of_the_other_mode_are_named_and_not_checked() {
+    let bad = ["--ipvs-scheduler=fifo", "--ipvs-sync-period=0s", "--ipvs-exclude-cidrs=x", "--ipvs-local-addresses=lo"];
+    let Outcome { code, err, .. } = render(&bad);
+    assert_eq!(code, Some(0), "{err}");
+    assert_names(
+        &err,
+        "without effect with --proxy-mode=iptables",
+        &["--ipvs-scheduler", "--ipvs-sync-period", "--ipvs-local-addresses"],
+    );
+    let Outcome { code, err, .. } = render(&["--mode=ipvs", "--iptables-sync-period=0s", "--iptables-localhost-nodeports=false"]);
+    assert_eq!(code, Some(0), "{err}");
+    let idle = ["--iptables-sync-period", "--iptables-localhost-nodeports"];
+    assert_names(&err, "without effect with --proxy-mode=ipvs", &idle);
+    rendered(&[
+        "--mode=ipvs",
+        "--ipvs-scheduler=",
+        "--ipvs-strict-arp",
+        "--ipvs-drain-timeout=0s",
+        "--iptables-masquerade-bit=7",
+    ]);
 }
 
 #[test]
@@ -250,10 +294,10 @@ fn the_command_lines_of_distributions_are_read() {
     let managed = "--v=2 --kubeconfig=/var/lib/kube-proxy/kubeconfig --master=https://192.0.2.1 --oom-score-adj=-998 \
                 --cluster-cidr=10.4.0.0/14 --iptables-sync-period=1m --iptables-min-sync-period=10s \
                 --ipvs-sync-period=1m --ipvs-min-sync-period=10s --detect-local-mode=NodeCIDR";
-    for line in [k3s, managed] {
+    for (line, warnings) in [(k3s, 1), (managed, 2)] {
         let flags: Vec<_> = line.split_whitespace().collect();
         let Outcome { code, err, .. } = render(&flags);
-        assert!(code == Some(0) && err.lines().count() == 1, "{line}: {err}");
+        assert!(code == Some(0) && err.lines().count() == warnings, "{line}: {err}");
     }
     // kubeadm and kind start it so.
     let line = refused(&["--config=/var/lib/kube-proxy/config.conf", "--hostname-override=kind-control-plane"]);
@@ -271,10 +315,19 @@ fn help_and_version_are_answers_and_no_errors() {
     for flags in [&["--help"][..], &["-h"], &["render", "--help"]] {
         let Outcome { code, out, err } = sluice(flags.iter().copied());
         assert!(code == Some(0) && err.is_empty(), "{flags:?}: {err}");
-        for heading in ["Where Services come from:", "Rules:", "Health and metrics:", "Pace:", "Logging:"] {
+        for heading in
+            ["Where Services come from:", "Rules:", "With --proxy-mode=ipvs:", "Health and metrics:", "Pace:", "Logging:"]
+        {
             assert!(out.contains(heading), "{flags:?}: {heading}\n{out}");
         }
-        for default in ["[default: 14]", "[default: 0.0.0.0:10256]", "[default: 127.0.0.1:10249]", "[default: 30s]"] {
+        for default in [
+            "[default: 14]",
+            "[default: 0.0.0.0:10256]",
+            "[default: 127.0.0.1:10249]",
+            "[default: 30s]",
+            "[default: rr]",
+            "[default: 15m]",
+        ] {
             assert!(out.contains(default), "{flags:?}: {default}\n{out}");
         }
         let words: Vec<_> = out.split(|c: char| !c.is_ascii_alphanumeric() && c != '-').collect();

@@ -3,6 +3,7 @@
 
 mod world;
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use sluice::model::{Event, State};
@@ -10,7 +11,8 @@ use sluice::net::Protocol;
 use sluice::netlink::fake::FakeKernel;
 use sluice::netlink::{self, Errno, Error, Kernel as _};
 use sluice::ruleset::{
-    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, Table, Touched, Transaction,
+    Applied, Block, ChainName, Group, Layout, Op, OwnedChain, Owner, Place, Planner, Rule, Side, StaleHooks, Table, Touched,
+    Transaction,
 };
 use world::bench::{Bench, FAMILY, fresh_sync, web};
 use world::{Random, World, key, service};
@@ -288,7 +290,15 @@ fn protocols_share_a_port() {
 /// Rules of built-in chains are added last, whoever's they are: their handles must be theirs all the same.
 #[test]
 fn a_jump_of_a_built_in_chain_can_be_taken_away_again() {
-    static LAYOUT: Layout = Layout { dispatch: &[(Table::Filter, "DISPATCH")], common: &[], prefixes: &[] };
+    static NO_HOOKS: LazyLock<StaleHooks> = LazyLock::new(StaleHooks::default);
+    static LAYOUT: Layout = Layout {
+        tables: &Table::ALL,
+        dispatch: &[(Table::Filter, "DISPATCH")],
+        common: &[],
+        prefixes: &[],
+        stale_chains: &[],
+        stale_hooks: &NO_HOOKS,
+    };
     let group = |chain: &str, comment: &str| {
         let rules = vec![Rule::new().comment(comment)];
         Group { table: Table::Filter, chain: chain.into(), slot: 0, side: Side::Head, rules }

@@ -4,6 +4,7 @@
 //! the process with its name and cause, unless it was told to.
 
 mod addresses;
+mod cleanup;
 mod contest;
 mod drift;
 mod family;
@@ -26,6 +27,8 @@ use anyhow::{Context as _, anyhow};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinSet};
+
+pub use cleanup::clean_up;
 
 use crate::config::{Config, Source};
 use crate::model::Event;

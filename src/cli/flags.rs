@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, builder::PossibleValuesParser};
 
-use crate::config::{parse_bool, parse_duration};
+use crate::config::{Mode, parse_bool, parse_duration};
 
 /// What kind of value a flag takes, as Go's pflag reads it.
 #[derive(Clone, Copy)]
@@ -21,6 +21,7 @@ enum Kind {
     List,
 }
 
+#[derive(Clone, Copy)]
 struct Flag {
     name: &'static str,
     kind: Kind,
@@ -34,12 +35,23 @@ struct Flag {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Effect {
     Yes,
+    /// In this mode alone; a use in another is named in a warning.
+    In(Mode),
     /// Accepted so that kube-proxy's command lines start; a use is named in a warning.
     None,
 }
 
 const fn flag(name: &'static str, kind: Kind, default: &'static str, heading: &'static str, help: &'static str) -> Flag {
     Flag { name, kind, default, heading, help, effect: Effect::Yes }
+}
+
+/// The same for a flag that counts in one mode.
+const fn only(mode: Mode, flag: Flag) -> Flag {
+    Flag { effect: Effect::In(mode), ..flag }
+}
+
+const fn ipvs(name: &'static str, kind: Kind, default: &'static str, help: &'static str) -> Flag {
+    only(Mode::Ipvs, flag(name, kind, default, IPVS, help))
 }
 
 const fn idle(name: &'static str, kind: Kind) -> Flag {
@@ -50,6 +62,8 @@ const SOURCE: &str = "Where Services come from";
 const RULES: &str = "Rules";
 const SERVING: &str = "Health and metrics";
 const PACE: &str = "Pace";
+const IPVS: &str = "With --proxy-mode=ipvs";
+const OTHER: &str = "Other";
 
 /// In the order `--help` shows them.
 const FLAGS: &[Flag] = &[
@@ -70,7 +84,7 @@ const FLAGS: &[Flag] = &[
     flag("master", Kind::Text, "", SOURCE, "URL of the API server; overrides the kubeconfig's"),
     flag("hostname-override", Kind::Text, "", SOURCE, "Name of this node in the API [default: the host's name]"),
     flag("node-ip", Kind::List, "", SOURCE, "Addresses of the node that its Node object does not tell; for render"),
-    flag("proxy-mode", Kind::Text, "iptables", RULES, "How Services are made to work: iptables or ipvs (nftables is to come)"),
+    flag("proxy-mode", Kind::Text, "iptables", RULES, "How rules are made: iptables or ipvs (nftables is to come)"),
     flag(
         "cluster-cidr",
         Kind::Text,
@@ -102,7 +116,7 @@ const FLAGS: &[Flag] = &[
     ),
     flag("masquerade-all", Kind::Bool, "false", RULES, "Masquerade all traffic to ClusterIPs"),
     flag("iptables-masquerade-bit", Kind::Number, "14", RULES, "Bit of the packet mark that asks for masquerading, 0 to 31"),
-    flag("iptables-localhost-nodeports", Kind::Bool, "true", RULES, "Accept node ports on 127.0.0.1 too"),
+    only(Mode::Iptables, flag("iptables-localhost-nodeports", Kind::Bool, "true", RULES, "Accept node ports on 127.0.0.1 too")),
     flag("bind-address", Kind::Text, "0.0.0.0", RULES, "This node's address, where it is not the Node object's"),
     flag(
         "conntrack-tcp-be-liberal",
@@ -121,14 +135,17 @@ const FLAGS: &[Flag] = &[
     flag("healthz-bind-address", Kind::Text, "0.0.0.0:10256", SERVING, "Where /healthz and /livez answer; empty: nowhere"),
     flag("metrics-bind-address", Kind::Text, "127.0.0.1:10249", SERVING, "Where /metrics answers; empty: nowhere"),
     flag("bind-address-hard-fail", Kind::Bool, "false", SERVING, "End the process when one of these addresses cannot be bound"),
-    flag(
-        "iptables-sync-period",
-        Kind::Duration,
-        "30s",
-        PACE,
-        "A change that is not programmed within twice this makes /healthz fail",
+    only(
+        Mode::Iptables,
+        flag(
+            "iptables-sync-period",
+            Kind::Duration,
+            "30s",
+            PACE,
+            "A change that is not programmed within twice this makes /healthz fail",
+        ),
     ),
-    flag("iptables-min-sync-period", Kind::Duration, "0s", PACE, "Least time between two syncs"),
+    only(Mode::Iptables, flag("iptables-min-sync-period", Kind::Duration, "0s", PACE, "Least time between two syncs")),
     flag(
         "audit-period",
         Kind::Duration,
@@ -136,6 +153,52 @@ const FLAGS: &[Flag] = &[
         PACE,
         "How often the node's rules are compared with what they should be, in case a change by others was missed; 0: never",
     ),
+    ipvs(
+        "ipvs-scheduler",
+        Kind::Text,
+        "rr",
+        "How the real server of a new connection is chosen: rr, wrr, lc, wlc, sh, dh, sed, nq or mh",
+    ),
+    flag(
+        "ipvs-exclude-cidrs",
+        Kind::List,
+        "",
+        IPVS,
+        "Ranges in which virtual servers are somebody else's: those that no Service wants stay; counts with --cleanup too, and in other modes where they remove what ipvs mode left",
+    ),
+    ipvs(
+        "ipvs-strict-arp",
+        Kind::Bool,
+        "false",
+        "Let the node answer no ARP requests for the addresses of virtual servers (sets arp_ignore=1 and arp_announce=2)",
+    ),
+    ipvs(
+        "ipvs-tcp-timeout",
+        Kind::Duration,
+        "0s",
+        "Idle time after which a TCP connection is forgotten; 0: as the kernel has it",
+    ),
+    ipvs("ipvs-tcpfin-timeout", Kind::Duration, "0s", "The same after a FIN"),
+    ipvs("ipvs-udp-timeout", Kind::Duration, "0s", "The same for UDP"),
+    ipvs(
+        "ipvs-local-addresses",
+        Kind::Text,
+        "device",
+        "How addresses of virtual servers are made local: device puts them on kube-ipvs0, where adding many is slow; routes makes local routes, which ip address does not show",
+    ),
+    ipvs(
+        "ipvs-drain-timeout",
+        Kind::Duration,
+        "15m",
+        "How long connections to a virtual server that no Service wants any more may live on; 0: they end at once, as with kube-proxy",
+    ),
+    ipvs(
+        "ipvs-sync-period",
+        Kind::Duration,
+        "30s",
+        "How often IPVS and ipsets are compared with what they should be; a change that is not programmed within twice this makes /healthz fail",
+    ),
+    ipvs("ipvs-min-sync-period", Kind::Duration, "0s", "Least time between two syncs"),
     idle("config-sync-period", Kind::Duration),
     idle("conntrack-max-per-core", Kind::Number),
     idle("conntrack-min", Kind::Number),
@@ -144,14 +207,6 @@ const FLAGS: &[Flag] = &[
     idle("conntrack-udp-timeout", Kind::Duration),
     idle("conntrack-udp-timeout-stream", Kind::Duration),
     idle("healthz-port", Kind::Number),
-    idle("ipvs-exclude-cidrs", Kind::List),
-    idle("ipvs-min-sync-period", Kind::Duration),
-    idle("ipvs-scheduler", Kind::Text),
-    idle("ipvs-strict-arp", Kind::Bool),
-    idle("ipvs-sync-period", Kind::Duration),
-    idle("ipvs-tcp-timeout", Kind::Duration),
-    idle("ipvs-tcpfin-timeout", Kind::Duration),
-    idle("ipvs-udp-timeout", Kind::Duration),
     idle("kube-api-burst", Kind::Number),
     idle("kube-api-content-type", Kind::Text),
     idle("kube-api-qps", Kind::Text),
@@ -179,7 +234,6 @@ pub(super) struct NotBuilt {
 
 const NOT_BUILT: &[NotBuilt] = &[
     NotBuilt { name: "config", kind: Kind::Text, hint: "give the settings as flags" },
-    NotBuilt { name: "cleanup", kind: Kind::Bool, hint: "delete the KUBE-* chains with iptables" },
     NotBuilt { name: "init-only", kind: Kind::Bool, hint: "set net.ipv4.conf.all.route_localnet=1 beforehand" },
     NotBuilt { name: "write-config-to", kind: Kind::Text, hint: "see --help for the flags and their defaults" },
 ];
@@ -200,12 +254,14 @@ pub(super) fn args() -> Vec<Arg> {
 /// The flags of the running proxy alone.
 pub(super) fn run_args() -> Vec<Arg> {
     let once = flag("once", Kind::Bool, "false", PACE, "Program the first complete state, print a summary, and exit");
+    let cleanup = flag("cleanup", Kind::Bool, "false", OTHER, "Remove everything that any mode made on this node, and exit");
     let refused = NOT_BUILT.iter().map(|f| arg(&flag(f.name, f.kind, "", "", "")).hide(true));
     let format =
         Arg::new("logging-format").long("logging-format").help_heading("Logging").value_name("FORMAT").help("How log lines look");
     let verbosity = Arg::new("verbosity").short('v').long("v").help_heading("Logging").value_name("LEVEL");
     let own = [
         arg(&once),
+        arg(&cleanup),
         format.default_value("text").overrides_with("logging-format").value_parser(PossibleValuesParser::new(["text", "json"])),
         version(),
         verbosity
@@ -220,7 +276,7 @@ pub(super) fn run_args() -> Vec<Arg> {
 
 /// `--version`, and `--version=raw` as kube-proxy has it.
 fn version() -> Arg {
-    let arg = Arg::new("version").long("version").short('V').help_heading("Other").help("Print the version and exit");
+    let arg = Arg::new("version").long("version").short('V').help_heading(OTHER).help("Print the version and exit");
     arg.num_args(0..=1).require_equals(true).default_missing_value("true").hide_possible_values(true).value_name("true|raw")
 }
 
@@ -291,7 +347,12 @@ pub(super) fn normalized(argument: OsString) -> OsString {
 
 /// The long names of the flags that do something, or would.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
-    FLAGS.iter().map(|flag| flag.name).chain(NOT_BUILT.iter().map(|flag| flag.name)).chain(["mode", "once", "logging-format"])
+    FLAGS.iter().map(|flag| flag.name).chain(NOT_BUILT.iter().map(|flag| flag.name)).chain([
+        "mode",
+        "once",
+        "cleanup",
+        "logging-format",
+    ])
 }
 
 /// The values of a list; `--flag=` adds none.
@@ -303,10 +364,16 @@ fn is_given(matches: &ArgMatches, name: &str) -> bool {
     matches.value_source(name) == Some(ValueSource::CommandLine)
 }
 
-/// The flags that were given and do nothing.
+/// The flags that were given and do nothing in any mode.
 pub(super) fn without_effect(matches: &ArgMatches) -> impl Iterator<Item = &'static str> + '_ {
     let idle = FLAGS.iter().filter(|flag| flag.effect == Effect::None).map(|flag| flag.name);
     idle.filter(|name| is_given(matches, name))
+}
+
+/// The flags that were given and do nothing in this mode.
+pub(super) fn of_other_modes(matches: &ArgMatches, mode: Mode) -> impl Iterator<Item = &'static str> + '_ {
+    let others = FLAGS.iter().filter(move |flag| matches!(flag.effect, Effect::In(other) if other != mode));
+    others.map(|flag| flag.name).filter(|name| is_given(matches, name))
 }
 
 pub(super) fn text(matches: &ArgMatches, name: &str) -> String {

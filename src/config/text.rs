@@ -6,7 +6,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use super::{Config, DetectLocal, NodePortAddresses, RuleConfig, Source};
+use super::{Config, DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig, Source};
 use crate::net::Family;
 
 impl Display for Config {
@@ -29,8 +29,9 @@ impl Display for Config {
         word(f, "healthz-bind-address", &served(self.healthz_bind_address))?;
         word(f, "metrics-bind-address", &served(self.metrics_bind_address))?;
         word(f, "bind-address-hard-fail", &self.bind_address_hard_fail)?;
-        word(f, "iptables-sync-period", &Seconds(self.sync_period))?;
-        word(f, "iptables-min-sync-period", &Seconds(self.min_sync_period))?;
+        let mode = self.rules.mode;
+        word(f, &format!("{mode}-sync-period"), &Seconds(self.sync_period))?;
+        word(f, &format!("{mode}-min-sync-period"), &Seconds(self.min_sync_period))?;
         word(f, "audit-period", &Seconds(self.audit_period.unwrap_or_default()))
     }
 }
@@ -40,13 +41,32 @@ fn rules(f: &mut Formatter<'_>, config: &RuleConfig) -> fmt::Result {
     detect_local(f, &config.detect_local)?;
     word(f, "masquerade-all", &config.masquerade_all)?;
     word(f, "iptables-masquerade-bit", &config.masquerade_mark.trailing_zeros())?;
-    word(f, "iptables-localhost-nodeports", &config.localhost_node_ports)?;
+    if config.mode == Mode::Iptables {
+        word(f, "iptables-localhost-nodeports", &config.localhost_node_ports)?;
+    }
     match &config.node_port_addresses {
         NodePortAddresses::Primary => word(f, "nodeport-addresses", &"primary")?,
         NodePortAddresses::Within(ranges) => list(f, "nodeport-addresses", ranges)?,
     }
     config.bind_address.iter().try_for_each(|address| word(f, "bind-address", address))?;
+    list(f, "ipvs-exclude-cidrs", &config.ipvs.exclude_cidrs)?;
+    if config.mode == Mode::Ipvs {
+        ipvs(f, &config.ipvs)?;
+    }
     if config.external_ips { Ok(()) } else { word(f, "feature-gates", &"AllowServiceExternalIPs=false") }
+}
+
+fn ipvs(f: &mut Formatter<'_>, config: &IpvsConfig) -> fmt::Result {
+    word(f, "ipvs-scheduler", &config.scheduler)?;
+    word(f, "ipvs-strict-arp", &config.strict_arp)?;
+    let timeouts = config.timeouts;
+    for (flag, timeout) in
+        [("ipvs-tcp-timeout", timeouts.tcp), ("ipvs-tcpfin-timeout", timeouts.tcp_fin), ("ipvs-udp-timeout", timeouts.udp)]
+    {
+        timeout.iter().try_for_each(|&timeout| word(f, flag, &Seconds(timeout)))?;
+    }
+    word(f, "ipvs-local-addresses", &config.local_addresses.as_str())?;
+    word(f, "ipvs-drain-timeout", &Seconds(config.drain_timeout))
 }
 
 fn detect_local(f: &mut Formatter<'_>, detect: &DetectLocal) -> fmt::Result {

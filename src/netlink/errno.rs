@@ -11,11 +11,13 @@ pub struct Errno(pub i32);
 impl Errno {
     pub const EPERM: Self = Self(1);
     pub const ENOENT: Self = Self(2);
+    pub const ESRCH: Self = Self(3);
     pub const EINTR: Self = Self(4);
     pub const EAGAIN: Self = Self(11);
     pub const ENOMEM: Self = Self(12);
     pub const EBUSY: Self = Self(16);
     pub const EEXIST: Self = Self(17);
+    pub const ENODEV: Self = Self(19);
     pub const EINVAL: Self = Self(22);
     pub const EMLINK: Self = Self(31);
     pub const ELOOP: Self = Self(40);

@@ -8,6 +8,7 @@ mod common;
 pub mod iptables;
 pub mod ipvs;
 pub mod names;
+mod stale;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -170,6 +171,11 @@ pub fn layout(config: &RuleConfig) -> &'static Layout {
         Mode::Iptables => &iptables::LAYOUT,
         Mode::Ipvs => &ipvs::LAYOUT,
     }
+}
+
+/// All chains of all modes, and the rules in built-in chains that lead to them: for who wants none of it.
+pub fn everything() -> &'static Layout {
+    &stale::EVERYTHING
 }
 
 /// The mode's own part.

@@ -32,7 +32,7 @@ impl Found {
     pub fn chain(&mut self, table: Table, chain: ChainName) {
         match self.layout.kind(table, chain.as_str()) {
             Kind::Dispatch | Kind::Common => drop(self.shared.insert((table, chain), Vec::new())),
-            Kind::PerService | Kind::Other => drop(self.chains.insert((table, chain), AppliedChain::EMPTY)),
+            Kind::Deletable | Kind::Other => drop(self.chains.insert((table, chain), AppliedChain::EMPTY)),
         }
     }
 
@@ -50,7 +50,7 @@ impl Found {
     /// Is there nothing of the mode's at all, as on a node that never had such rules?
     pub fn is_nothing(&self) -> bool {
         let common = |(table, chain): &ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::Common;
-        let is_ours = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::PerService;
+        let is_ours = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::Deletable;
         self.shared.keys().all(common) && !self.chains.keys().any(|key| is_ours(&key))
     }
 
@@ -64,10 +64,10 @@ impl Found {
 
     /// Begins to hand out what was found to those who want it.
     pub fn adopt(self) -> Adoption {
-        let is_per_service = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::PerService;
+        let is_deletable = |(table, chain): &&ChainKey| self.layout.kind(*table, chain.as_str()) == Kind::Deletable;
         Adoption {
             free: self.shared.iter().map(|(key, rules)| (key.clone(), Free::new(rules))).collect(),
-            unwanted: self.chains.keys().filter(is_per_service).cloned().collect(),
+            unwanted: self.chains.keys().filter(is_deletable).cloned().collect(),
             owners: HashMap::new(),
             tails: Vec::new(),
             found: self,
@@ -127,16 +127,13 @@ fn take(shared: &mut HashMap<ChainKey, Free>, group: &Group) -> Option<AppliedGr
     (!rules.is_empty()).then_some(AppliedGroup { table, chain, slot, rules })
 }
 
-/// What nobody took of the dispatch chains. In chains that others use too, it is theirs.
+/// What nobody took of the dispatch chains. In chains that others use too, it is theirs, but for what another mode left.
 fn leftovers(shared: HashMap<ChainKey, Free>, layout: &Layout) -> Vec<AppliedGroup> {
-    let ours = shared.into_iter().filter(|((table, chain), _)| layout.kind(*table, chain.as_str()) == Kind::Dispatch);
-    let groups = ours.map(|((table, chain), free)| AppliedGroup {
-        table,
-        chain,
-        slot: 0,
-        rules: free.rules.into_iter().flatten().collect(),
-    });
-    groups.filter(|group| !group.rules.is_empty()).collect()
+    let group = |(key, free): (ChainKey, Free)| {
+        let rules = free.rules.into_iter().flatten().filter(|(digest, _)| layout.is_ours(&key, *digest)).collect();
+        AppliedGroup { table: key.0, chain: key.1, slot: 0, rules }
+    };
+    shared.into_iter().map(group).filter(|group| !group.rules.is_empty()).collect()
 }
 
 /// The rules of one shared chain that nobody has taken yet.

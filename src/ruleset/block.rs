@@ -3,9 +3,10 @@
 //! Everything wanted is a set of [`Block`]s, one for each owner: a service port, or the mode itself. A
 //! change of one Service changes its blocks and nothing else, so differences are found block by block.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use sha2::{Digest as _, Sha256};
 
@@ -72,6 +73,8 @@ pub enum Side {
 /// Which chains are a mode's, beside those that blocks own.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    /// Tables it has something in: made when missing.
+    pub tables: &'static [Table],
     /// Dispatch chains: ours alone; a rule in one that no owner wants is removed.
     pub dispatch: &'static [(Table, &'static str)],
     /// Chains that other programs use too (kubelet's `KUBE-FIREWALL`): made when missing, never flushed
@@ -79,6 +82,21 @@ pub struct Layout {
     pub common: &'static [(Table, &'static str)],
     /// Beginnings of the names of chains that are ours to delete when no owner wants them.
     pub prefixes: &'static [(Table, &'static str)],
+    /// Chains, by their whole names, that another mode leaves behind: ours to delete when no owner wants them.
+    pub stale_chains: &'static [&'static [(Table, &'static str)]],
+    /// What another mode leaves behind in built-in chains.
+    pub stale_hooks: &'static LazyLock<StaleHooks>,
+}
+
+/// Rules in built-in chains that are ours to delete when no owner wants them: exactly these, whatever looks like them.
+#[derive(Debug, Default)]
+pub struct StaleHooks(HashSet<(Table, ChainName, Digest)>);
+
+impl FromIterator<Group> for StaleHooks {
+    fn from_iter<T: IntoIterator<Item = Group>>(groups: T) -> Self {
+        let rules = |group: Group| group.rules.into_iter().map(move |rule| (group.table, group.chain.clone(), Digest::of(&rule)));
+        Self(groups.into_iter().flat_map(rules).collect())
+    }
 }
 
 /// What a chain is to us.
@@ -87,8 +105,8 @@ pub enum Kind {
     Dispatch,
     /// A built-in chain, or one of [`Layout::common`].
     Common,
-    /// Deletable by its name.
-    PerService,
+    /// Deletable by its name: a service port's, or another mode's.
+    Deletable,
     /// Somebody else's, or one of the mode's own complete chains.
     Other,
 }
@@ -100,10 +118,22 @@ impl Layout {
             Kind::Dispatch
         } else if table.builtin_chains().contains(&chain) || stands_in(self.common) {
             Kind::Common
-        } else if self.prefixes.iter().any(|&(t, prefix)| t == table && chain.starts_with(prefix)) {
-            Kind::PerService
+        } else if self.prefixes.iter().any(|&(t, prefix)| t == table && chain.starts_with(prefix))
+            || self.stale_chains.iter().any(|list| stands_in(list))
+        {
+            Kind::Deletable
         } else {
             Kind::Other
+        }
+    }
+
+    /// Is a rule nobody's business but ours, where it stands and no owner wants it? All are in a dispatch chain; in a
+    /// built-in one those that another mode left.
+    pub(super) fn is_ours(&self, (table, chain): &(Table, ChainName), rule: Digest) -> bool {
+        match self.kind(*table, chain.as_str()) {
+            Kind::Dispatch => true,
+            Kind::Common => self.stale_hooks.0.contains(&(*table, chain.clone(), rule)),
+            Kind::Deletable | Kind::Other => false,
         }
     }
 }

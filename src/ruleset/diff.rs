@@ -17,7 +17,7 @@ use std::collections::HashSet;
 
 use super::applied::{Applied, AppliedBlock, AppliedGroup, ChainKey};
 use super::block::{Block, Digest, Group, Layout, OwnedChain, Owner, Side};
-use super::rule::{ChainName, Rule, Table};
+use super::rule::{ChainName, Rule};
 use super::step::{HandleRef, PendingBlock, PendingGroup, Step};
 use super::transaction::{Handle, Op, Place};
 use crate::net::Family;
@@ -45,21 +45,26 @@ pub struct Planner {
 
 impl Planner {
     pub fn new(applied: &Applied, layout: &'static Layout, family: Family) -> Self {
-        let mut planner = Self {
+        let mut planner = Self::removing(family);
+        planner.lay_ground(applied, layout);
+        planner
+    }
+
+    /// Of one who makes nothing, not even what everybody stands on.
+    pub fn removing(family: Family) -> Self {
+        Self {
             fresh: Step::new(family),
             live: Step::new(family),
             hooks: Step::new(family),
             gone: Step::new(family),
             unhooked: Step::new(family),
             claimed: HashSet::new(),
-        };
-        planner.lay_ground(applied, layout);
-        planner
+        }
     }
 
     /// Tables, built-in and shared chains that are missing.
     fn lay_ground(&mut self, applied: &Applied, layout: &Layout) {
-        for table in Table::ALL.into_iter().filter(|t| !applied.tables.contains(t)) {
+        for &table in layout.tables.iter().filter(|table| !applied.tables.contains(table)) {
             self.fresh.push(Op::AddTable(table));
             self.fresh.tables.push(table);
         }

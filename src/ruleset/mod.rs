@@ -21,7 +21,7 @@ mod virtual_server;
 
 pub use adopt::{Adoption, Found};
 pub use applied::Applied;
-pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side};
+pub use block::{Block, Digest, Group, Kind, Layout, OwnedChain, Owner, Side, StaleHooks};
 pub use diff::Planner;
 pub use node_op::NodeOp;
 pub use rule::{

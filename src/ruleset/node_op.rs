@@ -60,6 +60,8 @@ pub enum NodeOp {
     DestroySet(SetName),
     /// Makes the dummy device that addresses are put on, if it is missing. It stays down.
     MakeDevice,
+    /// Removes the device with what is on it; one that is not there is no error.
+    RemoveDevice,
     /// Makes an address local to this node; one that is already is no error.
     AddAddress(IpAddr),
     /// An address that is not there is no error.
@@ -82,6 +84,7 @@ impl fmt::Display for NodeOp {
             Self::SwapSets { one, other } => write!(f, "swap sets {one} and {other}"),
             Self::DestroySet(set) => write!(f, "destroy set {set}"),
             Self::MakeDevice => f.write_str("make device kube-ipvs0"),
+            Self::RemoveDevice => f.write_str("remove device kube-ipvs0"),
             Self::AddAddress(address) => write!(f, "add local address {address}"),
             Self::DeleteAddress(address) => write!(f, "delete local address {address}"),
         }

@@ -74,9 +74,8 @@ impl Applied {
             }
         }
         let strange = self.strange_chains(touched, differences.new, layout);
-        let is_ours = |key: &ChainKey| layout.kind(key.0, key.1.as_str()) == Kind::Dispatch;
-        let groups = unclaimed.into_iter().filter(|(key, rest)| is_ours(key) && !rest.rules.is_empty()).map(alien_group);
-        if self.disown(strange, groups.collect()) {
+        let groups = unclaimed.into_iter().map(|(key, rest)| alien_group(key, rest, layout));
+        if self.disown(strange, groups.filter(|group| !group.rules.is_empty()).collect()) {
             affected.insert(Owner::Nobody);
         }
         self.rules.clear();
@@ -159,7 +158,7 @@ impl Applied {
     /// Chains that only we make and that no owner has.
     fn strange_chains(&self, touched: &Touched, new: Vec<ChainKey>, layout: &Layout) -> Vec<ChainKey> {
         let mut suspects = if touched.is_everything() { self.chains.keys().cloned().collect() } else { new };
-        suspects.retain(|(table, chain)| layout.kind(*table, chain.as_str()) == Kind::PerService);
+        suspects.retain(|(table, chain)| layout.kind(*table, chain.as_str()) == Kind::Deletable);
         self.retain_unowned(&mut suspects);
         suspects
     }
@@ -234,6 +233,9 @@ impl AppliedGroup {
     }
 }
 
-fn alien_group(((table, chain), rest): (ChainKey, Rest)) -> AppliedGroup {
-    AppliedGroup { table, chain, slot: 0, rules: rest.rules.into_iter().map(|(handle, (digest, _))| (digest, handle)).collect() }
+/// What of the rest should not be there.
+fn alien_group(key: ChainKey, rest: Rest, layout: &Layout) -> AppliedGroup {
+    let rules = rest.rules.into_iter().map(|(handle, (digest, _))| (digest, handle));
+    let rules = rules.filter(|(digest, _)| layout.is_ours(&key, *digest)).collect();
+    AppliedGroup { table: key.0, chain: key.1, slot: 0, rules }
 }

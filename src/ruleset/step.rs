@@ -35,6 +35,10 @@ impl Step {
         self.transaction.is_empty()
     }
 
+    pub fn ops(&self) -> &[Op] {
+        &self.transaction.ops
+    }
+
     /// Takes the transaction out, to be committed and dropped: what is left to remember is small.
     pub fn take_transaction(&mut self) -> Transaction {
         let family = self.transaction.family;

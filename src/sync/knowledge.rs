@@ -42,7 +42,8 @@ pub(super) fn look_again(
     Ok(applied.refresh(touched, found))
 }
 
-fn read_all(kernel: &mut dyn Kernel, family: Family, layout: &'static Layout) -> Result<Found, Error> {
+/// Everything, told apart by what a chain is in `layout`.
+pub(super) fn read_all(kernel: &mut dyn Kernel, family: Family, layout: &'static Layout) -> Result<Found, Error> {
     let mut found = Found::new(layout);
     for _ in 0..READINGS {
         found = Found::new(layout);

@@ -38,7 +38,7 @@ pub(super) struct Done {
     step: Step,
     handles: Vec<Handle>,
     /// Chains that were to go and had to stay, now empty.
-    stayed: Vec<(Table, ChainName)>,
+    pub stayed: Vec<(Table, ChainName)>,
 }
 
 impl Done {
@@ -88,6 +88,12 @@ impl<'a> Sender<'a> {
     pub fn read_back(&mut self, context: &Context<'_>, layout: &'static Layout) -> Result<Applied, Error> {
         let outcome = knowledge::read_back(self.kernel, context, layout);
         self.counted(outcome)
+    }
+
+    /// Reads everything for nobody: all that is ours in `layout` is a leftover.
+    pub fn read_without_owners(&mut self, layout: &'static Layout) -> Result<Applied, Error> {
+        let outcome = knowledge::read_all(self.kernel, self.family, layout);
+        Ok(self.counted(outcome)?.adopt().finish())
     }
 
     /// Reads what may have changed. Gives the owners whose rules are not as remembered.

@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr};
 
-use sluice::config::{DetectLocal, Mode, NodePortAddresses, RuleConfig};
+use sluice::config::{DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig};
 use sluice::model::endpoint::{Conditions, Hints, SliceEndpoint, SlicePort};
 use sluice::model::service::{Addresses, PortSpec};
 use sluice::model::{EndpointSlice, Event, Node, ObjectKey, Service};
@@ -193,6 +193,7 @@ pub fn config(random: &mut Random) -> (RuleConfig, KernelFacts) {
         node_port_addresses,
         bind_address: random.chance(8).then(|| [10, 31, 0, 12].into()),
         external_ips: !random.chance(6),
+        ipvs: IpvsConfig::default(),
     };
     (config, KernelFacts { nfacct: !random.chance(4), tcp_be_liberal: random.chance(4) })
 }

@@ -4,6 +4,7 @@
 //! Not imitated: nfacct objects are taken to exist, and addresses, list names and chain names to be well
 //! formed. It stands for Linux 6.18.
 
+pub mod balancer;
 pub mod flows;
 mod table;
 mod validate;

@@ -42,7 +42,7 @@ const HOOKS: [(Table, &str, &str, bool, &str); 14] = [
 ];
 
 /// Each jump is a group of its own: where one stands among other programs' rules is not ours to change.
-fn hooks() -> Vec<Group> {
+pub fn hooks() -> Vec<Group> {
     let hook = |(slot, &(table, chain, target, new, comment)): (u8, &(Table, &str, &str, bool, &str))| {
         let mut rule = Rule::new();
         if new {

@@ -4,12 +4,14 @@ mod mode;
 mod service;
 mod sets;
 
+pub(super) use mode::hooks;
 pub use mode::mode_block;
 pub use service::service_part;
 pub use sets::{Filled, SetId, max_members};
 
 use std::net::{IpAddr, SocketAddr};
 
+use super::{iptables, stale};
 use crate::ruleset::{Layout, Member, Table, VirtualAddress, VirtualServer};
 
 const FORWARD: &str = "KUBE-FORWARD";
@@ -24,8 +26,33 @@ const SERVICES: &str = "KUBE-SERVICES";
 const SOURCE_RANGES_FIREWALL: &str = "KUBE-SOURCE-RANGES-FIREWALL";
 
 /// Which chains are this mode's. Sets hold nearly all that depends on Services, so there are few, and none by Service.
-pub static LAYOUT: Layout =
-    Layout { dispatch: &[(Table::Filter, IPVS_OUT_FILTER), (Table::Filter, PROXY_FIREWALL)], common: &[], prefixes: &[] };
+pub static LAYOUT: Layout = Layout {
+    tables: &[Table::Filter, Table::Nat],
+    dispatch: &[(Table::Filter, IPVS_OUT_FILTER), (Table::Filter, PROXY_FIREWALL)],
+    common: &[],
+    prefixes: iptables::PER_SERVICE,
+    stale_chains: &[iptables::OWN_CHAINS],
+    stale_hooks: &stale::HOOKS_OF_IPTABLES,
+};
+
+/// The chains that only this mode has.
+pub(super) const OWN_CHAINS: &[(Table, &str)] = &[
+    (Table::Filter, IPVS_FILTER),
+    (Table::Filter, IPVS_OUT_FILTER),
+    (Table::Filter, NODE_PORT),
+    (Table::Filter, SOURCE_RANGES_FIREWALL),
+    (Table::Nat, LOAD_BALANCER),
+    (Table::Nat, NODE_PORT),
+];
+
+/// Those that iptables mode has by the same names, whatever is in them.
+pub(super) const COMMON_CHAINS: &[(Table, &str)] = &[
+    (Table::Filter, FORWARD),
+    (Table::Filter, PROXY_FIREWALL),
+    (Table::Nat, MARK_MASQ),
+    (Table::Nat, POSTROUTING),
+    (Table::Nat, SERVICES),
+];
 
 /// What one service port, or all of them, have in ipvs mode beside rules.
 ///

@@ -44,7 +44,7 @@ const HOOKS: [(Table, &str, &str, &str); 9] = [
 ];
 
 /// Each jump is a group of its own: where one stands among other programs' rules is not ours to change.
-fn hooks() -> Vec<Group> {
+pub fn hooks() -> Vec<Group> {
     let hook = |(slot, &(table, chain, target, comment)): (u8, &(Table, &str, &str, &str))| {
         let rules = vec![Rule::new().comment(comment).jump(target)];
         Group { table, chain: chain.into(), slot, side: Side::Head, rules }
