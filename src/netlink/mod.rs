@@ -7,6 +7,7 @@ pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
+pub mod ipset;
 pub mod nfacct;
 mod nft;
 mod socket;
