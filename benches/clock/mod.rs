@@ -66,7 +66,7 @@ impl Clocked {
     /// The same operations, encoded ahead and sent to the twin; at least encoded, to know what that takes.
     fn beside(&mut self, transaction: &Transaction) -> (Duration, Option<Encoded>) {
         let started = Instant::now();
-        let encoded = self.twin.as_mut().unwrap_or(&mut self.kernel).encode_ahead(transaction);
+        let encoded = self.twin.as_mut().unwrap_or(&mut self.kernel).encode_ahead(transaction).expect("its sets exist");
         (started.elapsed(), self.twin.is_some().then_some(encoded))
     }
 
@@ -167,7 +167,7 @@ impl Floor {
 
     fn commit(&mut self, op: Op) -> (Duration, Committed) {
         let transaction = Transaction { family: Family::Ipv4, ops: vec![op] };
-        let encoded = self.kernel.encode_ahead(&transaction);
+        let encoded = self.kernel.encode_ahead(&transaction).expect("its sets exist");
         let started = Instant::now();
         let committed = self.kernel.commit_encoded(&encoded).expect("the smallest transaction");
         (started.elapsed(), committed)

@@ -31,10 +31,11 @@ use tokio::task::{JoinError, JoinSet};
 
 pub use cleanup::clean_up;
 
-use crate::config::{Config, Mode, Source};
+use crate::config::{Config, LocalAddresses, Mode, Source};
 use crate::model::Event;
 use crate::net::Family;
-use crate::netlink::NftKernel;
+use crate::netlink::link::Style;
+use crate::netlink::{NftKernel, NodeBalancer};
 use crate::render;
 use crate::serve::http::Shutdown;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
@@ -111,7 +112,14 @@ fn sync_of(family: Family, config: &Config, metrics: &Arc<Metrics>) -> anyhow::R
     let sync = FamilySync::new(family, Arc::clone(metrics));
     match config.rules.mode {
         Mode::Iptables => Ok(sync),
-        Mode::Ipvs => Ok(sync),
+        Mode::Ipvs => {
+            let style = match config.rules.ipvs.local_addresses {
+                LocalAddresses::Device => Style::Device,
+                LocalAddresses::Routes => Style::Routes,
+            };
+            let balancer = NodeBalancer::open(style).context("balance with IPVS")?;
+            Ok(sync.with_servers(Box::new(balancer)))
+        }
     }
 }
 

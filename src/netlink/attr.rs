@@ -83,6 +83,11 @@ impl Writer {
         self.bytes[place].copy_from_slice(&(old | flags).to_ne_bytes());
     }
 
+    /// Puts `value` over what was written at `start`.
+    pub fn overwrite(&mut self, start: usize, value: &[u8]) {
+        self.bytes[start..start + value.len()].copy_from_slice(value);
+    }
+
     pub fn nest(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.attribute_header(kind | NESTED, 0);
@@ -166,6 +171,14 @@ impl<'a> Message<'a> {
         let text = Attributes(self.payload.get(start..)?).find(|a| a.kind == NLMSGERR_ATTR_MSG)?;
         text.text().map(str::to_owned)
     }
+
+    /// The attributes of the request that an error message repeats, after a family header of `fixed` bytes; none where
+    /// it does not repeat it.
+    pub fn repeated(&self, fixed: usize) -> Attributes<'a> {
+        let repeats = self.head.flags & (NLM_F_CAPPED | NLM_F_ACK_TLVS) == 0;
+        let start = 4 + MESSAGE_HEADER + fixed.next_multiple_of(ALIGN);
+        Attributes(self.payload.get(start..).filter(|_| repeats).unwrap_or_default())
+    }
 }
 
 /// The messages of a datagram.
@@ -221,6 +234,14 @@ impl<'a> Attribute<'a> {
 
     pub fn ne32(&self) -> Option<u32> {
         self.data.try_into().ok().map(u32::from_ne_bytes)
+    }
+
+    pub fn byte(&self) -> Option<u8> {
+        self.data.try_into().ok().map(|[byte]: [u8; 1]| byte)
+    }
+
+    pub fn be16(&self) -> Option<u16> {
+        self.data.try_into().ok().map(u16::from_be_bytes)
     }
 
     pub fn be32(&self) -> Option<u32> {

@@ -29,6 +29,12 @@ impl Errno {
     pub const EAFNOSUPPORT: Self = Self(97);
     pub const EADDRNOTAVAIL: Self = Self(99);
     pub const ENOBUFS: Self = Self(105);
+    pub const IPSET_ERR_FIND_TYPE: Self = Self(4098);
+    pub const IPSET_ERR_BUSY: Self = Self(4100);
+    pub const IPSET_ERR_TYPE_MISMATCH: Self = Self(4102);
+    pub const IPSET_ERR_INVALID_FAMILY: Self = Self(4106);
+    pub const IPSET_ERR_HASH_FULL: Self = Self(4352);
+    pub const IPSET_ERR_HASH_ELEM: Self = Self(4353);
 
     /// The error of the system call that just failed.
     pub(super) fn last() -> Self {
@@ -41,7 +47,7 @@ impl Errno {
     }
 
     fn entry(self) -> Option<&'static (i32, &'static str, &'static str)> {
-        NAMES.iter().find(|(number, ..)| *number == self.0)
+        NAMES.iter().chain(&IPSET_NAMES).find(|(number, ..)| *number == self.0)
     }
 }
 
@@ -104,6 +110,32 @@ const NAMES: [(i32, &str, &str); 46] = [
     (114, "EALREADY", "Operation already in progress"),
 ];
 
+/// What ipset alone answers, above the numbers that the kernel keeps for everybody (`MAX_ERRNO`, 4095):
+/// `linux/netfilter/ipset/ip_set.h` and, from 4352 on, `ip_set_hash.h`: the first two mean other things of bitmaps, whose
+/// ports ours cannot miss.
+const IPSET_NAMES: [(i32, &str, &str); 20] = [
+    (4097, "IPSET_ERR_PROTOCOL", "a malformed request, or a member of another kind than the set takes"),
+    (4098, "IPSET_ERR_FIND_TYPE", "no such type of set"),
+    (4099, "IPSET_ERR_MAX_SETS", "too many sets"),
+    (4100, "IPSET_ERR_BUSY", "a rule or another set still refers to the set"),
+    (4101, "IPSET_ERR_EXIST_SETNAME2", "the other set does not exist, or the new name is taken"),
+    (4102, "IPSET_ERR_TYPE_MISMATCH", "the sets are of different types or families"),
+    (4103, "IPSET_ERR_EXIST", "the member is there already, or is not there"),
+    (4104, "IPSET_ERR_INVALID_CIDR", "invalid prefix length"),
+    (4105, "IPSET_ERR_INVALID_NETMASK", "invalid netmask"),
+    (4106, "IPSET_ERR_INVALID_FAMILY", "the type of set does not know this address family"),
+    (4107, "IPSET_ERR_TIMEOUT", "the set has no timeouts"),
+    (4108, "IPSET_ERR_REFERENCED", "the set is referred to"),
+    (4109, "IPSET_ERR_IPADDR_IPV4", "not an IPv4 address"),
+    (4110, "IPSET_ERR_IPADDR_IPV6", "not an IPv6 address"),
+    (4352, "IPSET_ERR_HASH_FULL", "the set is full"),
+    (4353, "IPSET_ERR_HASH_ELEM", "a set cannot hold the zero address"),
+    (4354, "IPSET_ERR_INVALID_PROTO", "invalid protocol"),
+    (4355, "IPSET_ERR_MISSING_PROTO", "protocol missing"),
+    (4356, "IPSET_ERR_HASH_RANGE_UNSUPPORTED", "the type of set takes no ranges"),
+    (4357, "IPSET_ERR_HASH_RANGE", "invalid range"),
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -112,7 +144,24 @@ mod tests {
     fn errors_show_their_name_and_words() {
         assert_eq!(Errno(16).to_string(), "EBUSY (Device or resource busy)");
         assert_eq!(Errno::ERESTART.name(), Some("ERESTART"));
+        assert_eq!(Errno::IPSET_ERR_HASH_FULL.to_string(), "IPSET_ERR_HASH_FULL (the set is full)");
         assert_eq!(Errno(4000).to_string(), "errno 4000");
+    }
+
+    #[test]
+    fn the_constants_are_named_as_they_are_told() {
+        let constants = [
+            (Errno::IPSET_ERR_FIND_TYPE, "IPSET_ERR_FIND_TYPE"),
+            (Errno::IPSET_ERR_BUSY, "IPSET_ERR_BUSY"),
+            (Errno::IPSET_ERR_TYPE_MISMATCH, "IPSET_ERR_TYPE_MISMATCH"),
+            (Errno::IPSET_ERR_INVALID_FAMILY, "IPSET_ERR_INVALID_FAMILY"),
+            (Errno::IPSET_ERR_HASH_FULL, "IPSET_ERR_HASH_FULL"),
+            (Errno::IPSET_ERR_HASH_ELEM, "IPSET_ERR_HASH_ELEM"),
+        ];
+        for (errno, name) in constants {
+            assert_eq!(errno.name(), Some(name));
+        }
+        assert!(IPSET_NAMES.iter().all(|(number, ..)| *number > 4095), "the kernel's numbers for everybody end at 4095");
     }
 
     #[test]

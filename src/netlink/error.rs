@@ -49,6 +49,10 @@ pub enum Step {
     ReadCounter,
     ReadFlows,
     DeleteFlows,
+    ProbeSets,
+    ReadSets,
+    ReadMembers,
+    ChangeSets,
 }
 
 impl fmt::Display for Step {
@@ -79,6 +83,10 @@ impl fmt::Display for Step {
             Self::ReadCounter => "read an nfacct counter",
             Self::ReadFlows => "read the tracked flows",
             Self::DeleteFlows => "delete stale tracked flows",
+            Self::ProbeSets => "ask what ipset can do",
+            Self::ReadSets => "read the ipsets",
+            Self::ReadMembers => "read the members of an ipset",
+            Self::ChangeSets => "change ipsets",
         })
     }
 }

@@ -3,10 +3,12 @@
 
 pub mod address;
 mod attr;
+mod balancer;
 pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
+pub mod ipset;
 pub mod ipvs;
 pub mod link;
 pub mod nfacct;
@@ -14,6 +16,7 @@ mod nft;
 mod socket;
 mod talk;
 
+pub use balancer::NodeBalancer;
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
 pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};

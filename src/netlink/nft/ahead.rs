@@ -20,12 +20,12 @@ pub struct Encoded {
 }
 
 impl NftKernel {
-    /// Encodes a transaction to be committed later.
-    pub fn encode_ahead(&mut self, transaction: &Transaction) -> Encoded {
+    /// Encodes a transaction to be committed later. Sets in its rules must exist.
+    pub fn encode_ahead(&mut self, transaction: &Transaction) -> Result<Encoded, Error> {
         let numbering = Numbering::of(&transaction.ops);
-        let mut batch = self.encode(transaction, &numbering.echoes());
+        let mut batch = self.encode(transaction, &numbering.echoes())?;
         batch.end();
-        Encoded { batch, family: transaction.family, numbering }
+        Ok(Encoded { batch, family: transaction.family, numbering })
     }
 
     /// Commits what was encoded before, as [`super::Kernel::commit`] would have committed the transaction.

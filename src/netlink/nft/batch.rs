@@ -6,7 +6,7 @@ use super::expression;
 #[allow(clippy::wildcard_imports, reason = "the numbers of the wire are this file's vocabulary")]
 use super::wire::*;
 use crate::net::Family;
-use crate::ruleset::{Handle, Op, Place, Table};
+use crate::ruleset::{Handle, Op, Place, SetName, Table};
 
 /// Per operation on average, a little more than the usual rule takes: growing a buffer of 100 MB
 /// copies it.
@@ -22,13 +22,24 @@ pub struct Batch {
     owners: Vec<u32>,
     /// Where the last message starts.
     last_start: usize,
+    sets: Vec<NamedSet>,
+}
+
+/// A set that a rule of a batch names.
+#[derive(Debug)]
+pub struct NamedSet {
+    pub name: SetName,
+    /// The operation that adds the rule.
+    pub op: usize,
+    /// Where its number belongs.
+    place: usize,
 }
 
 impl Batch {
     pub fn begin(family: Family, first: u32, ops: usize) -> Self {
         let writer = Writer::with_capacity(ops.saturating_mul(BYTES_PER_OP));
         let owners = Vec::with_capacity(ops);
-        let mut batch = Self { writer, family: family_number(family), first, owners, last_start: 0 };
+        let mut batch = Self { writer, family: family_number(family), first, owners, last_start: 0, sets: Vec::new() };
         batch.marker(NFNL_MSG_BATCH_BEGIN, first);
         batch
     }
@@ -59,13 +70,15 @@ impl Batch {
             Op::AddRule { chain, place, rule, .. } => {
                 let (append, position) = placement(*place);
                 let flags = flag::CREATE | append | if echo { flag::ECHO } else { 0 };
+                let mut sets = Vec::new();
                 self.message(owner, kind::NEW_RULE, flags, |w| {
                     rule_address(w, table, chain.as_str());
                     if let Some(handle) = position {
                         w.be64(NFTA_RULE_POSITION, handle.0);
                     }
-                    expression::write_rule(w, family, rule);
+                    expression::write_rule(w, family, rule, &mut sets);
                 });
+                self.sets.extend(sets.into_iter().map(|(place, name)| NamedSet { name: name.clone(), op: index, place }));
             }
         }
     }
@@ -79,6 +92,15 @@ impl Batch {
     /// Without an end the kernel tries the batch and takes it back.
     pub fn end(&mut self) {
         self.marker(NFNL_MSG_BATCH_END, self.last_sequence().wrapping_add(1));
+    }
+
+    /// The sets that rules name, whose numbers are still missing.
+    pub fn take_sets(&mut self) -> Vec<NamedSet> {
+        std::mem::take(&mut self.sets)
+    }
+
+    pub fn number_set(&mut self, set: &NamedSet, index: u16) {
+        self.writer.overwrite(set.place, &index.to_ne_bytes());
     }
 
     pub fn as_bytes(&self) -> &[u8] {

@@ -27,7 +27,7 @@ impl NftKernel {
             return Ok(Committed::default());
         }
         let numbering = Numbering::of(&transaction.ops);
-        let mut batch = self.encode(transaction, &numbering.echoes());
+        let mut batch = self.encode(transaction, &numbering.echoes())?;
         batch.end();
         let answers = self.exchange(&batch)?;
         answers.check(transaction)?;
@@ -39,14 +39,14 @@ impl NftKernel {
 
     /// Lets the kernel check a transaction without applying it.
     pub(super) fn try_out(&mut self, transaction: &Transaction) -> Result<(), Error> {
-        let batch = self.encode(transaction, &[]);
+        let batch = self.encode(transaction, &[])?;
         match self.exchange(&batch)?.check(transaction) {
             Err(Error::RefusedWhole { errno, said }) => Err(Error::said(Step::ProbeRules, errno, said)),
             other => other,
         }
     }
 
-    pub(super) fn encode(&mut self, transaction: &Transaction, echoes: &[usize]) -> Batch {
+    pub(super) fn encode(&mut self, transaction: &Transaction, echoes: &[usize]) -> Result<Batch, Error> {
         let first = self.sequence.wrapping_add(1);
         let mut batch = Batch::begin(transaction.family, first, transaction.len());
         let mut echoes = echoes.iter().copied().peekable();
@@ -56,7 +56,8 @@ impl NftKernel {
         }
         batch.acknowledge();
         self.sequence = batch.last_sequence().wrapping_add(1);
-        batch
+        self.number_sets(&mut batch, transaction)?;
+        Ok(batch)
     }
 
     pub(super) fn exchange(&mut self, batch: &Batch) -> Result<Answers, Error> {

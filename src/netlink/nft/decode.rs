@@ -267,8 +267,10 @@ fn prefix_length(mask: &[u8]) -> Option<u8> {
 mod tests {
     use super::super::super::attr::{Head, Messages, Writer};
     use super::super::expression::write_rule;
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::ruleset::{AddrType, Comment, CtStates, RecentAction};
+    use crate::ruleset::{AddrType, Comment, CtStates, Direction, RecentAction};
 
     /// A rule with every kind of expression.
     fn sample() -> Rule {
@@ -277,7 +279,11 @@ mod tests {
             Match::AddrType(AddrType::DestinationLocal),
             Match::Conntrack(Negatable::is_not(CtStates::NEW)),
             Match::Mark(Negatable::is((0x4000, 0x4000))),
+            Match::AddrType(AddrType::SourceNotLocal),
+            Match::Ipvs { protocol: Protocol::Udp, address: "10.0.0.1".parse().unwrap(), port: 53 },
             Match::NfAcct("name".into()),
+            Match::NotFromBridge,
+            Match::Set { set: "KUBE-SET".into(), directions: [Direction::Destination, Direction::Source].into() },
             Match::Port { protocol: Protocol::Tcp, destination: None },
             Match::Port { protocol: Protocol::Tcp, destination: Some(80) },
             Match::Port { protocol: Protocol::Sctp, destination: Some(80) },
@@ -296,13 +302,20 @@ mod tests {
 
     fn encoded(rule: &Rule) -> Vec<u8> {
         let mut writer = Writer::default();
-        writer.message(Head::default(), &[0; 4], |w| write_rule(w, Family::Ipv4, rule));
+        let mut sets = Vec::new();
+        writer.message(Head::default(), &[0; 4], |w| write_rule(w, Family::Ipv4, rule, &mut sets));
+        for (place, _) in sets {
+            writer.overwrite(place, &7_u16.to_ne_bytes());
+        }
         let message = Messages(writer.as_bytes()).next().unwrap();
         message.attributes(NFGENMSG).get(NFTA_RULE_EXPRESSIONS).unwrap().data.to_vec()
     }
 
+    /// Reads where there is one set, number 7.
     fn read(bytes: &[u8]) -> Option<Rule> {
-        read_rule(Family::Ipv4, Attributes(bytes), &mut Names::default())
+        let mut names = Names::default();
+        names.know_sets(BTreeMap::from([(7, "KUBE-SET".into())]));
+        read_rule(Family::Ipv4, Attributes(bytes), &mut names)
     }
 
     #[test]
@@ -310,6 +323,17 @@ mod tests {
         assert_eq!(read(&encoded(&sample())), Some(sample()));
         let jump = Rule { target: Some(Target::Jump("KUBE-SERVICES".into())), ..Rule::default() };
         assert_eq!(read(&encoded(&jump)), Some(jump));
+    }
+
+    #[test]
+    fn a_rule_with_an_unknown_set_is_not_understood() {
+        let bytes = encoded(&sample());
+        let mut names = Names::default();
+        assert_eq!(read_rule(Family::Ipv4, Attributes(&bytes), &mut names), None);
+        assert!(names.lacks_sets(), "whoever reads must ask for them");
+        names.know_sets(BTreeMap::from([(8, "KUBE-SET".into())]));
+        assert_eq!(read_rule(Family::Ipv4, Attributes(&bytes), &mut names), None);
+        assert!(!names.lacks_sets());
     }
 
     #[test]

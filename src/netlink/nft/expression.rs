@@ -12,10 +12,14 @@ use super::super::attr::Writer;
 use super::wire::*;
 use super::xt;
 use crate::net::{Family, Protocol};
-use crate::ruleset::{InterfaceMatch, Match, Negatable, Rule, Target};
+use crate::ruleset::{InterfaceMatch, Match, Negatable, Rule, SetName, Target};
 
-/// Writes the expressions of `rule` and what xt extensions need to know of its protocol.
-pub fn write_rule(w: &mut Writer, family: Family, rule: &Rule) {
+/// A set that a rule names, and where in the writer its number belongs.
+pub type SetPlace<'a> = (usize, &'a SetName);
+
+/// Writes the expressions of `rule` and what xt extensions need to know of its protocol. Of sets in it only the places
+/// are noted.
+pub fn write_rule<'a>(w: &mut Writer, family: Family, rule: &'a Rule, sets: &mut Vec<SetPlace<'a>>) {
     if let Some(protocol) = rule.protocol {
         // nft_compat checks of extensions like tcp that the rule is for their protocol.
         w.nest(NFTA_RULE_COMPAT, |w| {
@@ -27,6 +31,9 @@ pub fn write_rule(w: &mut Writer, family: Family, rule: &Rule) {
         write_header_matches(w, family, rule);
         for m in &rule.matches {
             write_match(w, m);
+            if let Match::Set { set, .. } = m {
+                sets.push((w.len() - xt::SET_INFO, set));
+            }
         }
         expression(w, "counter", |_| {});
         if let Some(target) = &rule.target {

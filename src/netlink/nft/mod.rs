@@ -11,6 +11,7 @@ mod handles;
 mod monitor;
 mod names;
 mod read;
+mod sets;
 mod wire;
 mod xt;
 

@@ -93,6 +93,12 @@ impl NftKernel {
         // A rule never changes: another in its place has another handle.
         let handle = |seen: &Seen| if let Seen::Rule { handle, .. } = seen { Some(*handle) } else { None };
         let handles = |found: &Vec<Seen>| found.iter().map(handle).collect::<Vec<_>>();
+        let found = consistent(Step::ReadRules, handles, || self.read_chain_rules(at, chain, names))?;
+        if !names.lacks_sets() {
+            return Ok(found);
+        }
+        // The first rule with a set in it. A set that a rule refers to keeps its number.
+        names.know_sets(self.set_names()?);
         consistent(Step::ReadRules, handles, || self.read_chain_rules(at, chain, names))
     }
 

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use super::super::attr::c_string;
 use super::names::Names;
 use crate::net::{Family, Protocol};
-use crate::ruleset::{AddrType, Comment, CtStates, Match, Negatable, RecentAction, RejectWith, Target};
+use crate::ruleset::{AddrType, Comment, CtStates, Direction, Match, Negatable, RecentAction, RejectWith, Target};
 
 /// Revision and size of what we write, after `XT_ALIGN` (8 bytes).
 #[derive(Clone, Copy, Debug)]
@@ -25,9 +25,12 @@ const fn extension(name: &'static str, revision: u32) -> Extension {
 const ADDRTYPE: Extension = extension("addrtype", 1);
 const COMMENT: Extension = extension("comment", 0);
 const CONNTRACK: Extension = extension("conntrack", 3);
+const IPVS: Extension = extension("ipvs", 0);
 const NFACCT: Extension = extension("nfacct", 1);
+const PHYSDEV: Extension = extension("physdev", 0);
 const RECENT: Extension = extension("recent", 1);
 const SCTP: Extension = extension("sctp", 0);
+const SET: Extension = extension("set", 4);
 const STATISTIC: Extension = extension("statistic", 0);
 const TCP: Extension = extension("tcp", 0);
 const UDP: Extension = extension("udp", 0);
@@ -36,20 +39,22 @@ const MARK: Extension = extension("MARK", 2);
 const MASQUERADE: Extension = extension("MASQUERADE", 0);
 const REJECT: Extension = extension("REJECT", 0);
 
-/// Passes the xt form of a match to `write`; false for the two that are native expressions
+/// Passes the xt form of a match to `write`, of a set without its number; false for the two that are native expressions
 /// (marks, and ports of TCP and UDP), as iptables 1.8.9 writes them.
 pub fn write_match(m: &Match, write: &mut dyn FnMut(Extension, &[u8])) -> bool {
     match m {
         Match::AddrType(kind) => write(ADDRTYPE, &addrtype(*kind)),
         Match::Comment(text) => write(COMMENT, &comment(text)),
         Match::Conntrack(states) => write(CONNTRACK, &conntrack(states)),
+        Match::Ipvs { protocol, address, port } => write(IPVS, &ipvs(*protocol, *address, *port)),
         Match::NfAcct(name) => write(NFACCT, &nfacct(name)),
+        Match::NotFromBridge => write(PHYSDEV, &not_from_bridge()),
         Match::Port { protocol: Protocol::Sctp, destination } => write(SCTP, &sctp(*destination)),
         Match::Port { protocol: Protocol::Tcp, destination: None } => write(TCP, &any_port()),
         Match::Port { protocol: Protocol::Udp, destination: None } => write(UDP, &any_port()),
         Match::Recent { family, list, action } => write(RECENT, &recent(*family, list.as_str(), *action)),
+        Match::Set { directions, .. } => write(SET, &set(directions)),
         Match::Statistic { probability } => write(STATISTIC, &statistic(*probability)),
-        Match::Ipvs { .. } | Match::NotFromBridge | Match::Set { .. } => unreachable!("PLACEHOLDER"),
         Match::Mark(_) | Match::Port { .. } => return false,
     }
     true
@@ -76,9 +81,12 @@ pub fn read_match(family: Family, name: &str, info: &[u8], names: &mut Names) ->
         "addrtype" => read_addrtype(info),
         "comment" => c_string(info).map(Comment::new).map(Match::Comment),
         "conntrack" => Some(Match::Conntrack(Negatable { not: field16(info, 148)? != 0, value: CtStates(field16(info, 150)?) })),
+        "ipvs" => read_ipvs(family, info),
         "nfacct" => c_string(info.get(..32)?).map(|name| Match::NfAcct(name.into())),
+        "physdev" => Some(Match::NotFromBridge),
         "recent" => read_recent(family, info, names),
         "sctp" => Some(port(Protocol::Sctp, (field32(info, 284)? != 0).then_some(field16(info, 0)?))),
+        "set" => read_set(info, names),
         "statistic" => Some(Match::Statistic { probability: field32(info, 4)? }),
         "tcp" => Some(port(Protocol::Tcp, None)),
         "udp" => Some(port(Protocol::Udp, None)),
@@ -130,6 +138,9 @@ fn port(protocol: Protocol, destination: Option<u16>) -> Match {
 /// `XT_ADDRTYPE_LOCAL`: bit of `RTN_LOCAL`.
 const ADDRTYPE_LOCAL: u16 = 1 << 2;
 
+/// Of `linux/netfilter/xt_addrtype.h`.
+const XT_ADDRTYPE_INVERT_SOURCE: u32 = 1 << 0;
+
 /// `struct xt_addrtype_info_v1`: source u16, dest u16, flags u32.
 fn addrtype(kind: AddrType) -> [u8; 8] {
     let mut info = [0; 8];
@@ -138,12 +149,19 @@ fn addrtype(kind: AddrType) -> [u8; 8] {
         AddrType::DestinationLocal => 2,
     };
     put(&mut info, offset, &ADDRTYPE_LOCAL.to_ne_bytes());
+    if kind == AddrType::SourceNotLocal {
+        put(&mut info, 4, &XT_ADDRTYPE_INVERT_SOURCE.to_ne_bytes());
+    }
     info
 }
 
 fn read_addrtype(info: &[u8]) -> Option<Match> {
-    let source = field16(info, 0)? != 0;
-    Some(Match::AddrType(if source { AddrType::SourceLocal } else { AddrType::DestinationLocal }))
+    let (source, inverted) = (field16(info, 0)? != 0, field32(info, 4)? != 0);
+    Some(Match::AddrType(match (source, inverted) {
+        (true, false) => AddrType::SourceLocal,
+        (true, true) => AddrType::SourceNotLocal,
+        (false, _) => AddrType::DestinationLocal,
+    }))
 }
 
 /// `struct xt_comment_info`: `XT_MAX_COMMENT_LEN` bytes with the NUL.
@@ -164,10 +182,46 @@ fn conntrack(states: &Negatable<CtStates>) -> [u8; 168] {
     info
 }
 
+/// Flags of `linux/netfilter/xt_ipvs.h`.
+const XT_IPVS_PROTO: u8 = 1 << 1;
+const XT_IPVS_VADDR: u8 = 1 << 2;
+const XT_IPVS_VPORT: u8 = 1 << 3;
+
+/// `struct xt_ipvs_mtinfo`: address and mask (16 bytes each), port, protocol, at 39 what is compared. iptables fills the
+/// mask of an IPv4 address to its end.
+fn ipvs(protocol: Protocol, address: IpAddr, port: u16) -> [u8; 40] {
+    let mut info = [0; 40];
+    match address {
+        IpAddr::V4(ip) => put(&mut info, 0, &ip.octets()),
+        IpAddr::V6(ip) => put(&mut info, 0, &ip.octets()),
+    }
+    info[16..32].fill(0xff);
+    put(&mut info, 32, &port.to_be_bytes());
+    info[34] = protocol.number();
+    info[39] = XT_IPVS_PROTO | XT_IPVS_VADDR | XT_IPVS_VPORT;
+    info
+}
+
+fn read_ipvs(family: Family, info: &[u8]) -> Option<Match> {
+    let protocol = Protocol::from_number(*info.get(34)?)?;
+    Some(Match::Ipvs { protocol, address: address(family, info)?, port: u16::from_be(field16(info, 32)?) })
+}
+
 /// `struct xt_nfacct_match_info_v1`: name of 32 bytes, and the kernel's pointer.
 fn nfacct(name: &str) -> [u8; 40] {
     let mut info = [0; 40];
     put_name(&mut info[..32], name);
+    info
+}
+
+/// `XT_PHYSDEV_OP_ISIN` of `linux/netfilter/xt_physdev.h`.
+const XT_PHYSDEV_OP_ISIN: u8 = 1 << 3;
+
+/// `struct xt_physdev_info`: two names with their masks (16 bytes each), at 64 what is inverted, at 65 what is compared.
+fn not_from_bridge() -> [u8; 72] {
+    let mut info = [0; 72];
+    info[64] = XT_PHYSDEV_OP_ISIN;
+    info[65] = XT_PHYSDEV_OP_ISIN;
     info
 }
 
@@ -224,6 +278,32 @@ fn read_recent(family: Family, info: &[u8], names: &mut Names) -> Option<Match> 
     Some(Match::Recent { family, list, action })
 }
 
+/// Size of the payload of `set`.
+pub const SET_INFO: usize = 48;
+
+/// `struct xt_set_info_match_v4`: number of the set (u16), how many dimensions, flags, and from 8 on conditions on
+/// counters. The number is not a rule's own: it is put in when the kernel has told it, and left out of comparisons.
+fn set(directions: &[Direction]) -> [u8; SET_INFO] {
+    let mut info = [0; SET_INFO];
+    for direction in directions {
+        info[2] += 1;
+        if *direction == Direction::Source {
+            info[3] |= 1 << info[2]; // IPSET_DIM_ONE_SRC and so on; 1 << 0 would be inversion
+        }
+    }
+    info
+}
+
+fn read_set(info: &[u8], names: &mut Names) -> Option<Match> {
+    let (dimensions, flags) = (*info.get(2)?, *info.get(3)?);
+    if dimensions > 6 {
+        return None; // IPSET_DIM_MAX
+    }
+    let direction = |dimension| if flags >> dimension & 1 == 1 { Direction::Source } else { Direction::Destination };
+    let directions = (1..=dimensions).map(direction).collect();
+    Some(Match::Set { set: names.set(field16(info, 0)?)?, directions })
+}
+
 /// `struct xt_statistic_info`: mode u16 (0: random), flags u16, probability × 2³¹, then the other mode's
 /// fields and the kernel's pointer.
 ///
@@ -256,12 +336,15 @@ fn dnat(to: SocketAddr) -> [u8; 48] {
 }
 
 fn read_dnat(family: Family, info: &[u8]) -> Option<Target> {
-    let address = info.get(4..)?;
-    let ip = match family {
-        Family::Ipv4 => Ipv4Addr::from(*address.first_chunk::<4>()?).into(),
-        Family::Ipv6 => Ipv6Addr::from(*address.first_chunk::<16>()?).into(),
-    };
-    Some(Target::Dnat(SocketAddr::new(ip, u16::from_be(field16(info, 36)?))))
+    Some(Target::Dnat(SocketAddr::new(address(family, info.get(4..)?)?, u16::from_be(field16(info, 36)?))))
+}
+
+/// The address that a field begins with.
+fn address(family: Family, field: &[u8]) -> Option<IpAddr> {
+    Some(match family {
+        Family::Ipv4 => Ipv4Addr::from(*field.first_chunk::<4>()?).into(),
+        Family::Ipv6 => Ipv6Addr::from(*field.first_chunk::<16>()?).into(),
+    })
 }
 
 /// `struct xt_mark_tginfo2`.
@@ -305,8 +388,13 @@ fn reject(with: RejectWith) -> [u8; 8] {
 /// Whether what the kernel gave is what we write: extension, revision and bytes.
 pub fn same(ours: (Extension, &[u8]), name: &str, revision: u32, info: &[u8]) -> bool {
     let (extension, bytes) = ours;
-    // What a field does not use may hold anything: the counter of `statistic`'s other mode (8 to 15).
-    let ignored = if name == "statistic" { 8..16 } else { 0..0 };
+    let ignored = match name {
+        // Its number, which we don't write here.
+        "set" => 0..2,
+        // What a field does not use may hold anything: the counter of the other mode.
+        "statistic" => 8..16,
+        _ => 0..0,
+    };
     extension.name == name
         && extension.revision == revision
         && bytes.len() == info.len()

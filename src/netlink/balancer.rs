@@ -1,0 +1,89 @@
+//! IPVS, ipset and local addresses together: operations in the order they are given, in few sends.
+
+use std::net::IpAddr;
+
+use super::error::Error;
+use super::ipset::SetKernel;
+use super::ipvs::VirtualServers;
+use super::link::{LocalAddresses, Style};
+use super::{Balancer, Sent};
+use crate::net::Family;
+use crate::ruleset::{Member, NodeOp, RealServer, SetHeader, SetName, VirtualAddress, VirtualServer};
+
+/// The real ones, in the network namespace of the thread that opened them.
+#[derive(Debug)]
+pub struct NodeBalancer {
+    servers: VirtualServers,
+    sets: SetKernel,
+    addresses: LocalAddresses,
+}
+
+/// Which of the three an operation is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Servers,
+    Sets,
+    Addresses,
+}
+
+impl Part {
+    fn of(op: &NodeOp) -> Self {
+        match op {
+            NodeOp::AddServer { .. }
+            | NodeOp::EditServer { .. }
+            | NodeOp::DeleteServer { .. }
+            | NodeOp::AddReal { .. }
+            | NodeOp::EditReal { .. }
+            | NodeOp::DeleteReal { .. } => Self::Servers,
+            NodeOp::CreateSet(_)
+            | NodeOp::AddMember { .. }
+            | NodeOp::DeleteMember { .. }
+            | NodeOp::SwapSets { .. }
+            | NodeOp::DestroySet(_) => Self::Sets,
+            NodeOp::MakeDevice | NodeOp::RemoveDevice | NodeOp::AddAddress(_) | NodeOp::DeleteAddress(_) => Self::Addresses,
+        }
+    }
+}
+
+impl NodeBalancer {
+    /// Fails with [`Error::Unsupported`], naming the module, where the kernel has no IPVS or no ipset.
+    pub fn open(style: Style) -> Result<Self, Error> {
+        Ok(Self { servers: VirtualServers::open()?, sets: SetKernel::open()?, addresses: LocalAddresses::open(style)? })
+    }
+}
+
+impl Balancer for NodeBalancer {
+    fn apply(&mut self, ops: &[NodeOp]) -> Result<Sent, Error> {
+        let mut sent = Sent::default();
+        let mut first = 0;
+        for run in ops.chunk_by(|a, b| Part::of(a) == Part::of(b)) {
+            match Part::of(&run[0]) {
+                Part::Servers => self.servers.apply(run, first, &mut sent)?,
+                Part::Sets => self.sets.apply(run, first, &mut sent)?,
+                Part::Addresses => self.addresses.apply(run, first, &mut sent)?,
+            }
+            first += run.len();
+        }
+        Ok(sent)
+    }
+
+    fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.servers.servers(family)
+    }
+
+    fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
+        self.servers.real_servers(of)
+    }
+
+    fn sets(&mut self) -> Result<Vec<SetHeader>, Error> {
+        self.sets.headers()
+    }
+
+    fn members(&mut self, set: &SetName) -> Result<Vec<Member>, Error> {
+        self.sets.members(set)
+    }
+
+    fn addresses(&mut self, family: Family) -> Result<Option<Vec<IpAddr>>, Error> {
+        self.addresses.addresses(family)
+    }
+}
