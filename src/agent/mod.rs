@@ -11,6 +11,7 @@ mod family;
 mod flows;
 mod ground;
 mod health_ports;
+mod ipvs_ground;
 mod legacy;
 mod pace;
 mod repair;
