@@ -1,7 +1,7 @@
 //! One family's rules: rendered, compared with what is programmed, and sent.
 //!
-//! A [`FamilySync`] remembers what it has programmed and which Services changed since. It is driven by
-//! the agent and knows no clock: when to try again is the agent's decision. After a failure it reads
+//! A [`FamilySync`] remembers what it has programmed and which Services changed since. In ipvs mode it has virtual servers,
+//! sets and addresses beside the rules ([`servers`]). It is driven by the agent: when to try again is the agent's decision. After a failure it reads
 //! back what the kernel holds before it sends anything else, so a failure never leads to a wrong guess.
 
 pub mod cleanup;
@@ -11,19 +11,23 @@ mod plan;
 mod removal;
 mod run;
 mod sender;
+pub mod servers;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::config::RuleConfig;
 use crate::model::{Changes, ObjectKey, State};
 use crate::net::Family;
-use crate::netlink::{self, Kernel};
+use crate::netlink::{self, Balancer, Kernel};
+use crate::render::ipvs::Filled;
 use crate::render::{self, Context, KernelFacts, PortPart};
 use crate::ruleset::{Applied, Layout, Owner, Table, Touched};
 use crate::serve::metrics::{self, Metrics, Scope, TrafficPolicy};
 use run::{Run, Work, keys_of};
 use sender::Sender;
+use servers::ServerSync;
 
 /// What a sync works from.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +42,7 @@ pub struct Inputs<'a> {
 pub struct Summary {
     /// Services looked at.
     pub services: usize,
+    /// Transactions of rules, and sends of what else there is.
     pub transactions: usize,
     pub operations: usize,
     pub bytes: usize,
@@ -76,6 +81,10 @@ pub struct FamilySync {
     services: HashMap<ObjectKey, Programmed>,
     without_local: Counts,
     left_out: BTreeMap<ObjectKey, LeftOut>,
+    /// In ipvs mode: what there is beside rules.
+    servers: Option<ServerSync>,
+    /// The sets that the mode's rules were made for.
+    filled: Filled,
 }
 
 /// What was programmed for one Service.
@@ -122,7 +131,25 @@ impl FamilySync {
             services: HashMap::new(),
             without_local: Counts::default(),
             left_out: BTreeMap::new(),
+            servers: None,
+            filled: Filled::default(),
         }
+    }
+
+    /// The same in ipvs mode: `balancer` is where virtual servers, sets and addresses are.
+    #[must_use]
+    pub fn with_servers(mut self, balancer: Box<dyn Balancer>) -> Self {
+        self.servers = Some(ServerSync::new(self.family, balancer, Arc::clone(&self.metrics)));
+        self
+    }
+
+    /// Virtual servers, sets and addresses, in ipvs mode.
+    pub fn servers(&self) -> Option<&ServerSync> {
+        self.servers.as_ref()
+    }
+
+    pub fn servers_mut(&mut self) -> Option<&mut ServerSync> {
+        self.servers.as_mut()
     }
 
     pub fn family(&self) -> Family {
@@ -141,7 +168,8 @@ impl FamilySync {
 
     /// Is there anything to do?
     pub fn is_due(&self) -> bool {
-        self.applied.is_none() || !self.touched.is_empty() || !self.pending.is_empty()
+        let servers = self.servers.as_ref().is_some_and(ServerSync::is_due);
+        servers || self.applied.is_none() || !self.touched.is_empty() || !self.pending.is_empty()
     }
 
     /// The Services that the kernel refuses, and what it said.
@@ -153,17 +181,76 @@ impl FamilySync {
     /// was committed before stays in the kernel.
     pub fn sync(&mut self, kernel: &mut dyn Kernel, inputs: Inputs<'_>) -> Result<Summary, netlink::Error> {
         let context = Context::new(inputs.config, inputs.facts, inputs.state, self.family);
-        let layout = render::layout(inputs.config);
         let metrics = Arc::clone(&self.metrics);
         let full = self.pending.global || self.applied.is_none();
         let timer = metrics.sync_started(self.family, if full { Scope::Full } else { Scope::Partial });
-        let sender = Sender::new(kernel, &metrics, self.family);
-        let outcome = self.bring_about(sender, &context, layout);
-        match &outcome {
-            Ok(_) => timer.succeeded(),
-            Err(_) => self.applied = None,
+        let outcome = match self.servers.take() {
+            None => self.sync_rules(kernel, &context, inputs.config),
+            Some(mut servers) => {
+                let outcome = self.sync_all(kernel, context, inputs.config, &mut servers);
+                self.servers = Some(servers);
+                outcome
+            }
+        };
+        if outcome.is_ok() {
+            timer.succeeded();
         }
         outcome
+    }
+
+    fn sync_rules(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        context: &Context<'_>,
+        config: &RuleConfig,
+    ) -> Result<Summary, netlink::Error> {
+        let metrics = Arc::clone(&self.metrics);
+        let outcome = self.bring_about(Sender::new(kernel, &metrics, self.family), context, render::layout(config));
+        if outcome.is_err() {
+            self.applied = None;
+        }
+        outcome
+    }
+
+    /// Servers and sets, then the rules that name the sets, then the addresses that let packets in; what is to go, the
+    /// other way round. Rules that the kernel refuses keep nothing else from being done.
+    fn sync_all(
+        &mut self,
+        kernel: &mut dyn Kernel,
+        mut context: Context<'_>,
+        config: &RuleConfig,
+        servers: &mut ServerSync,
+    ) -> Result<Summary, netlink::Error> {
+        let moved = servers.note(&context, config, &self.pending);
+        self.pending.services.extend(moved);
+        servers.make(config)?;
+        // A set that is about to become empty keeps its rules until it is.
+        self.fill(&mut context, servers.filled().and(self.filled), servers.unusable());
+        let rules = self.sync_rules(kernel, &context, config);
+        if matches!(rules, Err(netlink::Error::Stopped)) {
+            return rules;
+        }
+        let finished = servers.finish(config, Instant::now());
+        let mut summary = rules?;
+        finished?;
+        if self.filled != servers.filled() {
+            self.fill(&mut context, servers.filled(), servers.unusable());
+            summary = summary.and(self.sync_rules(kernel, &context, config)?);
+        }
+        let done = servers.take_done();
+        summary.operations += done.operations;
+        summary.transactions += done.sends;
+        summary.bytes += done.bytes;
+        Ok(summary)
+    }
+
+    /// Has the mode's rules made anew where other sets are filled than they were made for.
+    fn fill(&mut self, context: &mut Context<'_>, filled: Filled, unusable: Filled) {
+        context.fill(filled, unusable);
+        if self.filled != filled {
+            self.filled = filled;
+            self.pending.addresses = true;
+        }
     }
 
     fn bring_about(
@@ -250,7 +337,7 @@ impl FamilySync {
             self.without_local.external += now.without_local.external;
             self.without_local.internal -= before.without_local.internal;
             self.without_local.external -= before.without_local.external;
-            if !now.owners.is_empty() {
+            if !now.is_nothing() {
                 self.services.insert(key, now);
             }
         }
@@ -268,10 +355,14 @@ impl FamilySync {
 }
 
 impl Programmed {
+    fn is_nothing(&self) -> bool {
+        self.owners.is_empty() && self.without_local.internal + self.without_local.external == 0
+    }
+
     fn of(parts: &[PortPart]) -> Self {
         let count = |pick: fn(&PortPart) -> bool| parts.iter().filter(|part| pick(part)).count() as u64;
         Self {
-            owners: parts.iter().map(|part| part.owner.clone()).collect(),
+            owners: parts.iter().filter(|part| !part.block.is_empty()).map(|part| part.owner.clone()).collect(),
             without_local: Counts {
                 internal: count(|part| part.without_local.internal),
                 external: count(|part| part.without_local.external),

@@ -5,36 +5,11 @@ mod world;
 
 use serde_json::{Value, json};
 use sluice::config::{DetectLocal, NodePortAddresses, RuleConfig};
-use sluice::model::{EndpointSlice, Event, Node, Service, State};
+use sluice::model::{Event, State};
 use sluice::net::{Family, PerFamily, parse_cidr};
 use sluice::render::{self, Context};
 use sluice::ruleset::text;
-
-fn config() -> RuleConfig {
-    let cidrs = PerFamily { v4: parse_cidr("10.244.0.0/16"), v6: parse_cidr("fd00:10:244::/56") };
-    RuleConfig { detect_local: DetectLocal::ClusterCidr(cidrs), ..world::config() }
-}
-
-fn decode<T: serde::de::DeserializeOwned>(object: &Value) -> T {
-    serde_json::from_value(object.clone()).expect("an object of its kind")
-}
-
-fn event(object: &Value) -> Event {
-    match object["kind"].as_str() {
-        Some("Service") => {
-            let parsed = Service::from_object(&decode(object));
-            Event::Service(parsed.key, parsed.value)
-        }
-        Some("EndpointSlice") => {
-            let parsed = EndpointSlice::from_object(&decode(object));
-            Event::Slice(parsed.key, parsed.value)
-        }
-        _ => {
-            let parsed = Node::from_object(&decode(object));
-            Event::Node(parsed.key, parsed.value)
-        }
-    }
-}
+use world::shop::{config, load_balancer, local, node, remote, service, slice, state};
 
 /// The rules of `family` on node-a, line by line.
 struct Rules(Vec<String>);
@@ -45,12 +20,7 @@ impl Rules {
     }
 
     fn with(config: &RuleConfig, objects: &[Value], family: Family) -> Self {
-        let mut state = State::new("node-a");
-        for object in objects {
-            state.apply(event(object));
-        }
-        let addresses = ["127.0.0.1", "172.31.0.11", "192.0.2.11", "::1", "fe80::1", "fd31::b"];
-        state.apply(Event::Addresses(addresses.map(|a| a.parse().expect("an address")).to_vec()));
+        let state = state(objects);
         let facts = world::facts();
         let context = Context::new(config, facts, &state, family);
         let desired = render::all(&context);
@@ -69,47 +39,6 @@ impl Rules {
     fn assert(&self, count: usize, words: &[&str]) {
         assert_eq!(self.count(words), count, "rules with {words:?} in\n{}", self.0.join("\n"));
     }
-}
-
-/// A Service shop/web with ClusterIP 10.96.0.1 and one unnamed TCP port, `spec` laid over it.
-fn service(spec: &Value) -> Value {
-    let mut whole = json!({ "clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ipFamilies": ["IPv4"],
-        "ports": [{ "protocol": "TCP", "port": 80 }] });
-    lay_over(&mut whole, spec);
-    json!({ "kind": "Service", "metadata": { "namespace": "shop", "name": "web" }, "spec": whole })
-}
-
-fn lay_over(whole: &mut Value, part: &Value) {
-    for (key, value) in part.as_object().expect("fields") {
-        whole[key] = value.clone();
-    }
-}
-
-/// A load balancer with these ingress IPs, `spec` laid over it.
-fn load_balancer(ips: &[&str], spec: &Value) -> Value {
-    let mut object = service(&json!({ "type": "LoadBalancer" }));
-    lay_over(&mut object["spec"], spec);
-    object["status"] = json!({ "loadBalancer": { "ingress": ips.iter().map(|ip| json!({ "ip": ip })).collect::<Vec<_>>() } });
-    object
-}
-
-fn slice(name: &str, endpoints: &Value) -> Value {
-    json!({ "kind": "EndpointSlice", "addressType": "IPv4", "endpoints": endpoints,
-        "metadata": { "namespace": "shop", "name": name, "labels": { "kubernetes.io/service-name": "web" } },
-        "ports": [{ "name": "", "protocol": "TCP", "port": 8080 }] })
-}
-
-fn remote() -> Value {
-    slice("web-a", &json!([{ "addresses": ["10.244.2.1"], "nodeName": "node-b" }]))
-}
-
-fn local() -> Value {
-    slice("web-a", &json!([{ "addresses": ["10.244.1.1"], "nodeName": "node-a" }]))
-}
-
-fn node(addresses: &[(&str, &str)]) -> Value {
-    let listed: Vec<_> = addresses.iter().map(|(kind, address)| json!({ "type": kind, "address": address })).collect();
-    json!({ "kind": "Node", "metadata": { "name": "node-a" }, "status": { "addresses": listed } })
 }
 
 /// `GetClusterIPByFamily`: the n-th of `clusterIPs` belongs to the n-th of `ipFamilies`, and to no other.

@@ -1,5 +1,6 @@
 //! The rules against what the real kube-proxy left behind for the same objects and flags: rendered as text without
-//! privilege, programmed into a namespace and printed by iptables, and step by step with one running process.
+//! privilege, programmed into a namespace and printed by iptables, and step by step with one running process. And what
+//! ipvs mode has beside rules, rendered.
 //!
 //! `e2e/same-rules` is the judge. The dumps are never edited (tests/golden/README.md).
 
@@ -9,7 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::golden::{FAMILIES, GOLDEN, NODE_IPS, differences, dumps_differ, flags, folders, for_each, name, scenarios};
+use support::golden::{
+    FAMILIES, GOLDEN, NODE_IPS, differences, dumps_differ, flags, flags_of, folders, for_each, name, scenarios,
+};
+use support::ipvs::{self, DUMPS, Origin};
 use support::netns::{Namespace, Process};
 use support::proxy::BINARY as SLUICE;
 use support::{PATIENCE, Scratch, require_root, wait_until};
@@ -28,6 +32,29 @@ fn rendered_rules_are_kube_proxys() {
             (!rendered.status.success() || !found.is_empty()).then(|| format!("{} {family}:\n{found}{said}", name(scenario)))
         };
         FAMILIES.into_iter().filter_map(judge).collect()
+    });
+}
+
+#[test]
+fn what_is_rendered_for_ipvs_is_kube_proxys() {
+    let scratch = Scratch::new("golden-render-ipvs");
+    let scenarios = ipvs::scenarios();
+    assert_eq!(scenarios.len(), 59, "scenarios of ipvs mode");
+    for_each(&scenarios, |scenario| {
+        let mut command = Command::new(SLUICE);
+        command.arg("render").args(flags_of("--mode=ipvs", scenario)).arg(NODE_IPS);
+        let rendered = command.arg("--manifests").arg(scenario.join("objects.yaml")).output().expect("sluice");
+        let said = String::from_utf8_lossy(&rendered.stderr);
+        assert!(rendered.status.success(), "{}: {said}", name(scenario));
+        let text = String::from_utf8(rendered.stdout).expect("text");
+        let sections = ipvs::sections(&text);
+        let headers: Vec<_> = text.lines().filter(|line| line.starts_with('#')).collect();
+        assert!(headers.iter().zip(DUMPS).all(|(line, dump)| line.contains(dump)) && headers.len() == 5, "{headers:?}");
+        let judge = |dump: &str| {
+            let found = ipvs::undeliberate(&scratch, scenario, dump, &sections[dump], Origin::Rendered);
+            (!found.is_empty()).then(|| format!("{} {dump}:\n{found}", name(scenario)))
+        };
+        DUMPS.into_iter().filter_map(judge).collect()
     });
 }
 

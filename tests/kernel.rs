@@ -291,12 +291,12 @@ fn counters_count() {
 #[test]
 fn addresses_are_listed_and_their_changes_told() {
     in_namespace(|| {
-        let mut monitor = AddressMonitor::open().unwrap();
-        assert!(!monitor.wait(Duration::ZERO).unwrap());
+        let mut monitor = AddressMonitor::open(None).unwrap();
+        assert!(!monitor.wait(Duration::ZERO).unwrap().any());
         shell("ip link add d0 type bridge; ip address add 10.1.2.3/24 dev d0; ip address add fd00::1/64 dev d0 nodad");
-        assert!(monitor.wait(Duration::from_secs(10)).unwrap());
+        assert!(monitor.wait(Duration::from_secs(10)).unwrap().any());
         // The kernel tells of an IPv6 address once more when it is ready for use, whenever that is.
-        let quiet = (0..10).find(|_| !monitor.wait(Duration::from_millis(100)).unwrap());
+        let quiet = (0..10).find(|_| !monitor.wait(Duration::from_millis(100)).unwrap().any());
         assert!(quiet.is_some_and(|told| told < 3), "a burst is told as one change, not one by one: {quiet:?}");
         let mut found: Vec<_> = addresses().unwrap().into_iter().map(|a| (a.address.to_string(), a.prefix_length)).collect();
         found.sort();
@@ -304,20 +304,20 @@ fn addresses_are_listed_and_their_changes_told() {
 
         let waiting = std::thread::spawn(move || monitor.wait(Duration::from_secs(10)));
         shell("ip address del 10.1.2.3/24 dev d0");
-        assert!(waiting.join().unwrap().unwrap());
+        assert!(waiting.join().unwrap().unwrap().any());
     });
 }
 
 #[test]
 fn an_overflow_of_notifications_is_a_change() {
     in_namespace(|| {
-        let mut monitor = AddressMonitor::open().unwrap();
+        let mut monitor = AddressMonitor::open(None).unwrap();
         shell(
             "ip link add d0 type bridge; for i in 1 2 3 4; do seq 0 250 | sed \"s/.*/address add 10.$i.&.1\\/32 dev d0/\"; done | ip -batch -",
         );
         let start = Instant::now();
-        assert!(monitor.wait(Duration::from_secs(10)).unwrap());
-        assert!(!monitor.wait(Duration::ZERO).unwrap());
+        assert!(monitor.wait(Duration::from_secs(10)).unwrap().any());
+        assert!(!monitor.wait(Duration::ZERO).unwrap().any());
         assert!(start.elapsed() < Duration::from_secs(5));
     });
 }
@@ -331,7 +331,7 @@ fn addresses_that_change_all_the_time_are_listed_for_who_listens() {
         );
         let churn = "while echo addr add 172.30.0.1/32 dev lo; do echo addr del 172.30.0.1/32 dev lo; done | ip -batch -";
         let mut churn = Command::new("setsid").args(["sh", "-c", churn]).spawn().unwrap();
-        let monitor = AddressMonitor::open().unwrap();
+        let monitor = AddressMonitor::open(None).unwrap();
         std::thread::sleep(Duration::from_millis(200));
         let lists: Vec<_> = (0..20).map(|_| monitor.list()).collect();
         shell(&format!("kill -- -{}", churn.id()));

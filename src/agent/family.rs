@@ -7,8 +7,10 @@ use tokio::time::Instant;
 use super::pace::{Pace, Work};
 use super::repair::{Drift, Repairs};
 use super::retry::Retry;
+use super::upkeep::Upkeep;
 use crate::model::{Changes, ObjectKey};
 use crate::net::Family;
+use crate::netlink::address::DeviceChange;
 use crate::netlink::{self, Kernel};
 use crate::serve::metrics::{AuditResult, RepairCause};
 use crate::serve::{Health, Metrics};
@@ -26,12 +28,14 @@ pub struct Paced {
     repairs: Repairs,
     retry: Retry,
     last: Option<Summary>,
+    /// Of virtual servers, in ipvs mode.
+    upkeep: Upkeep,
 }
 
 impl Paced {
-    pub fn new(sync: FamilySync) -> Self {
+    pub fn new(sync: FamilySync, upkeep: Upkeep) -> Self {
         let (changes, repairs) = (Changes::default(), Repairs::default());
-        Self { sync, changes, repairs, retry: Retry::default(), last: None }
+        Self { sync, changes, repairs, retry: Retry::default(), last: None, upkeep }
     }
 
     pub fn family(&self) -> Family {
@@ -91,7 +95,8 @@ impl Paced {
             let paced = self.retry.not_before().max(pace.earliest(Work::Repair));
             paced.max(self.repairs.not_before()).unwrap_or(now)
         });
-        [work, repair, self.repairs.contest_end()].into_iter().flatten().min()
+        let upkeep = self.sync.servers().and_then(|_| self.upkeep.next());
+        [work, repair, self.repairs.contest_end(), upkeep].into_iter().flatten().min()
     }
 
     /// Does all that may be done by now; `None` when that was nothing.
@@ -104,6 +109,7 @@ impl Paced {
     ) -> Option<Result<Summary, netlink::Error>> {
         let now = Instant::now();
         self.repairs.end_contest_if_quiet(self.family(), now, metrics);
+        self.look_after_servers(inputs, now);
         let may = |earliest: Option<Instant>| earliest.is_none_or(|at| at <= now);
         if !may(self.retry.not_before()) {
             return None;
@@ -132,6 +138,26 @@ impl Paced {
             }
         }
         done.map(Ok)
+    }
+
+    fn look_after_servers(&mut self, inputs: Inputs<'_>, now: Instant) {
+        let family = self.family();
+        if let Some(servers) = self.sync.servers_mut().filter(|_| self.last.is_some()) {
+            self.upkeep.run(family, servers, inputs.config, now);
+        }
+    }
+
+    /// Notes what became of the device with the addresses of virtual servers. Before the first sync it is nothing.
+    pub fn device_changed(&mut self, changes: &[DeviceChange]) {
+        let family = self.family();
+        if let Some(servers) = self.sync.servers_mut().filter(|_| self.last.is_some()) {
+            self.upkeep.told(family, servers, changes);
+        }
+    }
+
+    /// What the kernel would not do for virtual servers, sets and addresses.
+    pub fn refusal(&self) -> Option<String> {
+        self.sync.servers()?.refusal()
     }
 
     fn change(
@@ -170,7 +196,12 @@ impl Paced {
         let started = Instant::now();
         let outcome = self.sync.sync(kernel, inputs);
         match &outcome {
-            Ok(summary) => self.succeeded(*summary, started.elapsed(), health),
+            Ok(summary) => {
+                self.succeeded(*summary, started.elapsed(), health);
+                if let Some(servers) = self.sync.servers() {
+                    self.upkeep.synced(self.sync.family(), servers, summary.operations, metrics);
+                }
+            }
             Err(netlink::Error::Stopped) => {}
             Err(error) => self.failed(error, metrics),
         }
@@ -231,7 +262,7 @@ mod tests {
         fn new() -> Self {
             let metrics = Arc::new(Metrics::new());
             let mut bench = Self {
-                paced: Paced::new(FamilySync::new(Family::Ipv4, Arc::clone(&metrics))),
+                paced: Paced::new(FamilySync::new(Family::Ipv4, Arc::clone(&metrics)), Upkeep::default()),
                 kernel: FakeKernel::new(),
                 config: rule_config(),
                 state: State::new("node-a"),

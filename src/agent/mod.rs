@@ -19,6 +19,7 @@ mod retry;
 mod rules;
 #[cfg(test)]
 mod testing;
+mod upkeep;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -31,13 +32,15 @@ use tokio::task::{JoinError, JoinSet};
 
 pub use cleanup::clean_up;
 
-use crate::config::{Config, Source};
+use crate::config::{Config, Mode, Source};
 use crate::model::Event;
+use crate::net::Family;
 use crate::netlink::NftKernel;
 use crate::render;
 use crate::serve::http::Shutdown;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
 use crate::source::{kube, manifests};
+use crate::sync::FamilySync;
 use rules::{Reports, RuleLoop, Site};
 
 /// Events that may wait. A source that is faster than the kernel waits too.
@@ -73,7 +76,9 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let monitor = if config.once { None } else { drift::listen(&mut kernel, config.audit_period) };
     let halt = Arc::<AtomicBool>::default();
     kernel.stop_when(Arc::clone(&halt));
-    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others) };
+    let syncs = ground.families.iter().map(|&family| sync_of(family, &config, &metrics)).collect::<anyhow::Result<_>>()?;
+    let device_news = Arc::<addresses::DeviceNews>::default();
+    let site = Site { ground, kernel, drift: Arc::clone(&changes_of_others), device: Arc::clone(&device_news), syncs };
     let rules = RuleLoop::new(Arc::clone(&config), site, reports);
 
     let (events, inbox) = mpsc::channel(EVENTS);
@@ -83,7 +88,8 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
     let (stop, stopped) = watch::channel(false);
     spawn(&mut parts, "signals", signals.follow(health.clone(), halt, stop));
     spawn(&mut parts, "source", read_objects(Arc::clone(&config), events.clone()));
-    spawn(&mut parts, "addresses", addresses::follow(events));
+    let device = (config.rules.mode == Mode::Ipvs).then(|| Arc::clone(&device_news));
+    spawn(&mut parts, "addresses", addresses::follow(events, device));
     if let Some(monitor) = monitor {
         let layout = render::layout(&config.rules);
         spawn(&mut parts, "drift", drift::follow(monitor, layout, changes_of_others, Arc::clone(&metrics)));
@@ -99,6 +105,15 @@ async fn supervise(config: Arc<Config>) -> anyhow::Result<Option<String>> {
         });
     }
     until_stopped((rules, inbox), parts, stopped).await
+}
+
+/// What programs one family, in the mode that is asked for.
+fn sync_of(family: Family, config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<FamilySync> {
+    let sync = FamilySync::new(family, Arc::clone(metrics));
+    match config.rules.mode {
+        Mode::Iptables => Ok(sync),
+        Mode::Ipvs => Ok(sync),
+    }
 }
 
 fn servers(config: &Config, health: &Health, metrics: &Arc<Metrics>) -> [Server; 2] {

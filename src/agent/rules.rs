@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
+use super::addresses::DeviceNews;
 use super::drift;
 use super::family::Paced;
 use super::flows::FlowLoop;
@@ -15,6 +16,7 @@ use super::ground::Ground;
 use super::health_ports::HealthPorts;
 use super::pace::Pace;
 use super::repair::Drift;
+use super::upkeep::Upkeep;
 use crate::config::{Config, DetectLocal, Source};
 use crate::model::{Changes, Event, Node, State};
 use crate::netlink::conntrack::Conntrack;
@@ -48,6 +50,10 @@ pub struct Site {
     pub kernel: NftKernel,
     /// What others change there.
     pub drift: Arc<drift::Changes>,
+    /// What becomes of the device with the addresses of virtual servers.
+    pub device: Arc<DeviceNews>,
+    /// One for each family.
+    pub syncs: Vec<FamilySync>,
 }
 
 /// The loop's state.
@@ -57,6 +63,7 @@ pub struct RuleLoop {
     ground: Ground,
     kernel: NftKernel,
     drift: Arc<drift::Changes>,
+    device: Arc<DeviceNews>,
     state: State,
     families: Vec<Paced>,
     flows: FlowLoop<Conntrack>,
@@ -75,12 +82,13 @@ pub struct RuleLoop {
 
 impl RuleLoop {
     pub fn new(config: Arc<Config>, site: Site, reports: Reports) -> Self {
-        let Site { ground, kernel, drift } = site;
+        let Site { ground, kernel, drift, device, syncs } = site;
         ground.families.iter().for_each(|family| reports.metrics.drift_watched(*family));
-        let paced = |&family| Paced::new(FamilySync::new(family, Arc::clone(&reports.metrics)));
+        let upkeep = || Upkeep::new(Some(config.sync_period).filter(|_| !config.once));
+        let paced = |sync| Paced::new(sync, upkeep());
         Self {
             state: State::new(Arc::clone(&config.node_name)),
-            families: ground.families.iter().map(paced).collect(),
+            families: syncs.into_iter().map(paced).collect(),
             flows: FlowLoop::new(Conntrack::default(), &ground.families, &config.rules, &reports.metrics),
             health_ports: HealthPorts::default(),
             started: Instant::now(),
@@ -93,6 +101,7 @@ impl RuleLoop {
             ground,
             kernel,
             drift,
+            device,
             reports,
         }
     }
@@ -101,7 +110,7 @@ impl RuleLoop {
     /// then when Services had to be left out, once all others are programmed.
     pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
-        let drift = Arc::clone(&self.drift);
+        let (drift, device) = (Arc::clone(&self.drift), Arc::clone(&self.device));
         loop {
             let due = self.due()?;
             let flows_due = self.flows.due();
@@ -113,6 +122,7 @@ impl RuleLoop {
                     None => bail!("the sources of Services and addresses ended"),
                 },
                 () = drift.news() => self.take_drift(),
+                () = device.news() => self.take_device_news(),
                 () = sleep_until(flows_due.unwrap_or_else(Instant::now)), if flows_due.is_some() => {
                     self.flows.run(&self.config.rules, &self.state);
                 }
@@ -157,6 +167,11 @@ impl RuleLoop {
                 family.drifted(drift);
             }
         }
+    }
+
+    fn take_device_news(&mut self) {
+        let changes = self.device.take();
+        self.families.iter_mut().for_each(|family| family.device_changed(&changes));
     }
 
     /// From time to time everything is looked at, unless nobody else has committed anything since it was read.
@@ -306,6 +321,9 @@ impl RuleLoop {
     /// What became of a run with `--once`: a line that sums it up, or what the kernel would not have.
     fn outcome(&self) -> anyhow::Result<String> {
         for family in &self.families {
+            if let Some(refusal) = family.refusal() {
+                bail!("program {}: {refusal}", family.family());
+            }
             let mut left_out = family.left_out();
             if let Some((service, why)) = left_out.next() {
                 let others = match left_out.count() {

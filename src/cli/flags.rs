@@ -84,7 +84,7 @@ const FLAGS: &[Flag] = &[
     flag("master", Kind::Text, "", SOURCE, "URL of the API server; overrides the kubeconfig's"),
     flag("hostname-override", Kind::Text, "", SOURCE, "Name of this node in the API [default: the host's name]"),
     flag("node-ip", Kind::List, "", SOURCE, "Addresses of the node that its Node object does not tell; for render"),
-    flag("proxy-mode", Kind::Text, "iptables", RULES, "How rules are made: iptables or ipvs (nftables is to come)"),
+    flag("proxy-mode", Kind::Text, "iptables", RULES, "How Services are made to work: iptables or ipvs (nftables is to come)"),
     flag(
         "cluster-cidr",
         Kind::Text,

@@ -105,6 +105,15 @@ impl Writer {
         self.pad();
     }
 
+    /// A number in the order of this machine, as generic netlink and routing have them.
+    pub fn ne16(&mut self, kind: u16, value: u16) {
+        self.bytes(kind, &value.to_ne_bytes());
+    }
+
+    pub fn ne32(&mut self, kind: u16, value: u32) {
+        self.bytes(kind, &value.to_ne_bytes());
+    }
+
     pub fn be32(&mut self, kind: u16, value: u32) {
         self.bytes(kind, &value.to_be_bytes());
     }
@@ -204,6 +213,14 @@ impl<'a> Attribute<'a> {
     /// The string up to its NUL; `None` if it is not UTF-8.
     pub fn text(&self) -> Option<&'a str> {
         c_string(self.data)
+    }
+
+    pub fn ne16(&self) -> Option<u16> {
+        self.data.try_into().ok().map(u16::from_ne_bytes)
+    }
+
+    pub fn ne32(&self) -> Option<u32> {
+        self.data.try_into().ok().map(u32::from_ne_bytes)
     }
 
     pub fn be32(&self) -> Option<u32> {

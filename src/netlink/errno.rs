@@ -21,11 +21,13 @@ impl Errno {
     pub const EINVAL: Self = Self(22);
     pub const EMLINK: Self = Self(31);
     pub const ELOOP: Self = Self(40);
+    pub const ENODATA: Self = Self(61);
     pub const ERESTART: Self = Self(85);
     pub const EMSGSIZE: Self = Self(90);
     pub const EPROTONOSUPPORT: Self = Self(93);
     pub const EOPNOTSUPP: Self = Self(95);
     pub const EAFNOSUPPORT: Self = Self(97);
+    pub const EADDRNOTAVAIL: Self = Self(99);
     pub const ENOBUFS: Self = Self(105);
 
     /// The error of the system call that just failed.

@@ -7,9 +7,12 @@ pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
+pub mod ipvs;
+pub mod link;
 pub mod nfacct;
 mod nft;
 mod socket;
+mod talk;
 
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};

@@ -14,6 +14,7 @@ use super::error::{Error, Step};
 pub(super) enum Peer {
     Route,
     Netfilter,
+    Generic,
 }
 
 /// What `SO_SNDBUF` and `SO_RCVBUF` are unless set (`net.core.wmem_default`, usually 212,992): assumed
@@ -40,6 +41,7 @@ impl Socket {
         let protocol = match peer {
             Peer::Route => libc::NETLINK_ROUTE,
             Peer::Netfilter => libc::NETLINK_NETFILTER,
+            Peer::Generic => libc::NETLINK_GENERIC,
         };
         // SAFETY: no memory is passed.
         let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) };

@@ -53,6 +53,8 @@ pub struct Context<'a> {
     localhost_node_ports: bool,
     /// Which sets hold something: in ipvs mode the mode's own rules depend on it.
     filled: Filled,
+    /// Sets that no rule must name: somebody else's has the name.
+    unusable: Filled,
 }
 
 /// How a rule tells the traffic of this node's pods.
@@ -85,14 +87,13 @@ impl<'a> Context<'a> {
             node_ports,
             localhost_node_ports: localhost && covers_loopback,
             filled: Filled::default(),
+            unusable: Filled::default(),
         }
     }
 
-    /// The same where these sets hold something.
-    #[must_use]
-    pub fn with_filled(mut self, filled: Filled) -> Self {
-        self.filled = filled;
-        self
+    /// From now on these sets hold something, and those are not to be named.
+    pub fn fill(&mut self, filled: Filled, unusable: Filled) {
+        (self.filled, self.unusable) = (filled, unusable);
     }
 
     /// Do rules leave out the comments that cost most? (behaviour.md §3.4)
@@ -219,7 +220,9 @@ pub fn service(context: &Context<'_>, key: &ObjectKey) -> Vec<PortPart> {
 pub fn all(context: &Context<'_>) -> Desired {
     let parts: Vec<_> = context.state.services().flat_map(|(key, _)| service(context, key)).collect();
     let filled = parts.iter().map(|part| part.balanced.filled()).fold(Filled::default(), Filled::and);
-    let mut desired = Desired { rules: vec![mode(&context.clone().with_filled(filled))], balanced: Balanced::default() };
+    let mut of_mode = context.clone();
+    of_mode.fill(filled, context.unusable);
+    let mut desired = Desired { rules: vec![mode(&of_mode)], balanced: Balanced::default() };
     for part in parts {
         desired.rules.push((part.owner, part.block));
         desired.balanced.append(part.balanced);

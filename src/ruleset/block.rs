@@ -42,6 +42,12 @@ pub struct Block {
     pub groups: Vec<Group>,
 }
 
+impl Block {
+    pub fn is_empty(&self) -> bool {
+        self.chains.is_empty() && self.groups.is_empty()
+    }
+}
+
 /// A chain and all its rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnedChain {

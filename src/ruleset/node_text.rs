@@ -80,3 +80,52 @@ fn sorted(mut lines: Vec<String>) -> Vec<String> {
     lines.dedup();
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Scheduler;
+
+    const SERVER: VirtualServer = VirtualServer { scheduler: Scheduler::Rr, flags: ServerFlags::NONE, persistence: None };
+
+    fn text(write: impl Fn(&mut String) -> fmt::Result) -> String {
+        let mut out = String::new();
+        write(&mut out).unwrap();
+        out
+    }
+
+    #[test]
+    fn services_are_sorted_as_text_and_the_first_of_two_at_one_address_counts() {
+        let at = |protocol, address: &str| VirtualAddress { protocol, address: address.parse().unwrap() };
+        let places = [
+            at(Protocol::Udp, "10.0.0.1:53"),
+            at(Protocol::Tcp, "10.0.0.1:9"),
+            at(Protocol::Tcp, "10.0.0.1:10"),
+            at(Protocol::Tcp, "[fd00::1]:80"),
+            at(Protocol::Tcp, "10.0.0.1:9"),
+        ];
+        let real = ["10.1.0.9:80", "10.1.0.10:80"].map(|real| real.parse().unwrap());
+        let servers =
+            places.iter().enumerate().map(|(i, at)| (at, &SERVER, if i == 4 { &real[..1] } else { &real[..i / 2 * 2] }));
+        let want = "-A -t 10.0.0.1:10 -s rr\n\
+            -a -t 10.0.0.1:10 -r 10.1.0.10:80 -m -w 1\n\
+            -a -t 10.0.0.1:10 -r 10.1.0.9:80 -m -w 1\n\
+            -A -t 10.0.0.1:9 -s rr\n\
+            -A -t [fd00::1]:80 -s rr\n\
+            -a -t [fd00::1]:80 -r 10.1.0.10:80 -m -w 1\n\
+            -a -t [fd00::1]:80 -r 10.1.0.9:80 -m -w 1\n\
+            -A -u 10.0.0.1:53 -s rr\n";
+        assert_eq!(text(|out| services(out, servers.clone())), want);
+    }
+
+    #[test]
+    fn sets_tell_how_much_they_take() {
+        let set = |kind, max_members| SetSpec { name: "A".into(), kind, family: Family::Ipv6, max_members };
+        let member = Member::Ip("fd00::1".parse().unwrap());
+        let large = text(|out| sets(out, [(set(SetType::HashIp, 1 << 17), BTreeSet::from([member]))]));
+        assert_eq!(large, "create A hash:ip family inet6 hashsize 1024 maxelem 131072\nadd A fd00::1\n");
+        let bitmap =
+            text(|out| sets(out, [(set(SetType::BitmapPort, 1 << 16), BTreeSet::from([Member::Port(9), Member::Port(80)]))]));
+        assert_eq!(bitmap, "create A bitmap:port range 0-65535\nadd A 80\nadd A 9\n");
+    }
+}

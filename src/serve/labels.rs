@@ -76,6 +76,16 @@ words! {
     }
 }
 
+words! {
+    /// How a real server's draining ended.
+    DrainEnd {
+        /// With its last connection.
+        Finished = "finished",
+        /// Its time was up.
+        Expired = "expired",
+    }
+}
+
 impl EventKind {
     pub fn of(event: &Event) -> Self {
         match event {
@@ -174,6 +184,12 @@ pub(super) struct ByKind {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(super) struct ByCause {
     pub(super) cause: RepairCause,
+    pub(super) ip_family: Family,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByDrainEnd {
+    pub(super) end: DrainEnd,
     pub(super) ip_family: Family,
 }
 

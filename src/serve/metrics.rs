@@ -5,6 +5,7 @@
 //! sees a metric type or a label string, and nothing here is ever read back to decide something.
 
 mod repairs;
+mod servers;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -21,7 +22,9 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::exposition;
-pub use super::labels::{AuditResult, Code, EventKind, NetlinkError, RepairCause, Table, TrafficPolicy, TransactionResult};
+pub use super::labels::{
+    AuditResult, Code, DrainEnd, EventKind, NetlinkError, RepairCause, Table, TrafficPolicy, TransactionResult,
+};
 use super::labels::{ByCode, ByErrno, ByFamily, ByKind, ByPolicy, ByResult, ByTable};
 use super::process::Process;
 use crate::net::Family;
@@ -42,6 +45,7 @@ pub struct Metrics {
     kernel: Kernel,
     sources: Sources,
     repairs: repairs::Repairs,
+    servers: servers::Servers,
     packets: Arc<Packets>,
     started: f64,
 }
@@ -154,6 +158,7 @@ impl Metrics {
             kernel: Kernel::register(&mut registry),
             sources: Sources::register(&mut registry),
             repairs: repairs::Repairs::register(&mut registry),
+            servers: servers::Servers::register(&mut registry),
             packets,
             started,
             registry,

@@ -59,7 +59,7 @@ impl<'a> Plan<'a> {
         for owner in before.iter().filter(|owner| !now.owners.contains(owner)) {
             planner.want(self.applied, owner, None);
         }
-        for part in parts {
+        for part in parts.into_iter().filter(|part| now.owners.contains(&part.owner)) {
             planner.want(self.applied, &part.owner, Some(part.block));
         }
         self.planned.insert(key.clone(), now);

@@ -11,9 +11,8 @@ use super::netns::Namespace;
 const JUDGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/e2e/same-rules");
 pub const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
 
-/// What kube-proxy was started with in every scenario.
-const COMMON: [&str; 6] = [
-    "--mode=iptables",
+/// What kube-proxy was started with in every scenario, beside its mode.
+const COMMON: [&str; 5] = [
     "--hostname-override=node-a",
     "--cluster-cidr=10.244.0.0/16,fd00:10:244::/56",
     "--conntrack-max-per-core=0",
@@ -44,10 +43,15 @@ pub fn name(path: &Path) -> &str {
     path.file_name().and_then(|n| n.to_str()).expect("a name")
 }
 
-/// The common flags with the scenario's own; a line `!--flag` takes a common one away.
+/// The flags of iptables mode.
 pub fn flags(scenario: &Path) -> Vec<String> {
+    flags_of("--mode=iptables", scenario)
+}
+
+/// `mode` and the common flags with the scenario's own; a line `!--flag` takes a common one away.
+pub fn flags_of(mode: &str, scenario: &Path) -> Vec<String> {
     let own = fs::read_to_string(scenario.join("args")).unwrap_or_default();
-    let mut flags: Vec<_> = COMMON.iter().map(ToString::to_string).collect();
+    let mut flags: Vec<_> = [mode].iter().chain(&COMMON).map(ToString::to_string).collect();
     for line in own.lines().map(str::trim).filter(|line| !line.is_empty()) {
         match line.strip_prefix('!') {
             Some(unwanted) => flags.retain(|flag| !flag.starts_with(unwanted)),

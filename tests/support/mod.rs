@@ -4,6 +4,7 @@
 
 pub mod crowd;
 pub mod golden;
+pub mod ipvs;
 pub mod lab;
 pub mod netns;
 pub mod node;

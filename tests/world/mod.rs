@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "of which each test file uses a part")]
 
 pub mod bench;
+pub mod shop;
 
 use std::net::IpAddr;
 

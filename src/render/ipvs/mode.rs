@@ -26,7 +26,18 @@ pub fn mode_block(context: &Context<'_>) -> Block {
         chain(Table::Filter, NODE_PORT, health_checks(context)),
         chain(Table::Filter, SOURCE_RANGES_FIREWALL, source_ranges(context)),
     ];
-    Block { chains, groups }
+    without_unusable(context, Block { chains, groups })
+}
+
+/// Leaves out the rules that name a set which is not ours to use.
+fn without_unusable(context: &Context<'_>, mut block: Block) -> Block {
+    let unusable: Vec<_> = SetId::ALL.into_iter().filter(|set| context.unusable.contains(*set)).collect();
+    let unusable: Vec<_> = unusable.into_iter().map(|set| set.name(context.family)).collect();
+    let names_none = |rule: &Rule| !rule.matches.iter().any(|m| matches!(m, Match::Set { set, .. } if unusable.contains(set)));
+    block.chains.iter_mut().for_each(|chain| chain.rules.retain(names_none));
+    block.groups.iter_mut().for_each(|group| group.rules.retain(names_none));
+    block.groups.retain(|group| !group.rules.is_empty());
+    block
 }
 
 /// The jumps out of the built-in chains: table, chain, target, comment. In the order they have in their chain on a

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn sets_grow_by_powers_of_two_with_room_to_spare() {
-        let cases = [(0, 1 << 16), (65_536, 1 << 16), (65_537, 1 << 17), (104_857, 1 << 17), (104_858, 1 << 18)];
+        let cases = [(0, 1 << 16), (65_536, 1 << 16), (65_537, 1 << 17), (104_858, 1 << 17), (104_859, 1 << 18)];
         for (count, want) in cases {
             assert_eq!(max_members(count), want, "{count}");
         }

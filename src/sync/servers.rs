@@ -1,0 +1,507 @@
+//! One family's virtual servers, sets and local addresses in ipvs mode: what Services want of them, beside what the
+//! kernel has, and the operations in between.
+//!
+//! The order of operations is a promise, and lives here (design.md §5). First what is made, from the inside out: sets,
+//! virtual servers with their real servers, set members; then rules (not here: [`super::FamilySync`]); then the
+//! addresses that let packets in. What goes, goes the other way round: real servers that are wanted no more get no new
+//! connections, then addresses, set members, virtual servers.
+//!
+//! Nothing about a removed real server is kept in memory alone: one with weight 0 that nobody wants is draining, whoever
+//! gave it that weight, and goes when its connections have ended.
+
+mod audit;
+mod drains;
+mod ledger;
+mod read;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::config::RuleConfig;
+use crate::model::{Changes, ObjectKey, Service, State};
+use crate::net::{Family, Protocol};
+use crate::netlink::{Balancer, Errno, Error, Refusal};
+use crate::render::ipvs::{Filled, SetId, max_members};
+use crate::render::{self, Context};
+use crate::ruleset::{Member, NodeOp, SetName, SetSpec, SetType, VirtualAddress};
+use crate::serve::Metrics;
+use drains::Drains;
+use ledger::{Dirty, Known, Ledger, Real, SetMember};
+
+/// Each endpoint gets the same share.
+const WEIGHT: u32 = 1;
+
+/// What was sent, summed up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    pub operations: usize,
+    pub sends: usize,
+    pub bytes: usize,
+}
+
+/// Virtual servers, sets and addresses of one family, and what is still to be done about them.
+#[derive(Debug)]
+pub struct ServerSync {
+    family: Family,
+    metrics: Arc<Metrics>,
+    kernel: Kernel,
+    ledger: Ledger,
+    /// What this sync looks at, between making and removing.
+    work: Dirty,
+    /// Local addresses that the kernel has; `None`: there is no device for them.
+    addresses: Option<HashSet<IpAddr>>,
+    /// Sets that the kernel has, with the number of members they take.
+    sets: BTreeMap<SetId, usize>,
+    /// Sets whose names somebody else took, and how.
+    unusable: BTreeMap<SetId, String>,
+    /// Nothing is known of the kernel.
+    unread: bool,
+    /// A set or the device was found missing, whether or not anything is wanted of it.
+    ground_lost: bool,
+    /// Sets that an earlier run was about to put in another's place.
+    stale_sets: Vec<SetName>,
+    drains: Drains,
+    places: Places,
+    refusals: Refusals,
+    /// Virtual servers that several Services want, and that this has been said of.
+    contested: BTreeSet<VirtualAddress>,
+    done: Done,
+    /// The virtual server up to which the last audit looked at real servers.
+    audited: Option<VirtualAddress>,
+}
+
+/// The kernel, for `Debug`.
+struct Kernel(Box<dyn Balancer>);
+
+impl std::fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Kernel")
+    }
+}
+
+/// Addresses of the node that what Services want depends on.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Places {
+    node_ports: Vec<IpAddr>,
+    interfaces: BTreeSet<IpAddr>,
+}
+
+impl Places {
+    fn of(config: &RuleConfig, state: &State, family: Family) -> Self {
+        Self {
+            node_ports: render::node_port_server_addresses(config, state, family),
+            interfaces: state.addresses().filter(|address| Family::of(*address) == family).collect(),
+        }
+    }
+}
+
+/// What the kernel would not do.
+#[derive(Debug, Default)]
+struct Refusals {
+    /// With this sync: what, for whom, and what the kernel said.
+    now: BTreeMap<String, String>,
+    /// What has been said already.
+    told: BTreeMap<String, String>,
+}
+
+impl ServerSync {
+    /// Nothing is known of the kernel yet: the first sync reads it.
+    pub fn new(family: Family, kernel: Box<dyn Balancer>, metrics: Arc<Metrics>) -> Self {
+        Self {
+            family,
+            metrics,
+            kernel: Kernel(kernel),
+            ledger: Ledger::default(),
+            work: Dirty::default(),
+            addresses: None,
+            sets: BTreeMap::new(),
+            unusable: BTreeMap::new(),
+            unread: true,
+            ground_lost: false,
+            stale_sets: Vec::new(),
+            drains: Drains::default(),
+            places: Places::default(),
+            refusals: Refusals::default(),
+            contested: BTreeSet::new(),
+            done: Done::default(),
+            audited: None,
+        }
+    }
+
+    /// Takes in what changed. Gives the Services that depend on addresses of the node which changed.
+    pub fn note(&mut self, context: &Context<'_>, config: &RuleConfig, changes: &Changes) -> BTreeSet<ObjectKey> {
+        let moved = if changes.addresses || changes.global { self.moved(context, config) } else { BTreeSet::new() };
+        if changes.global {
+            let gone: Vec<_> = self.ledger.services().filter(|key| context.state.service(key).is_none()).cloned().collect();
+            gone.iter().for_each(|key| self.want(context, key));
+            context.state.services().for_each(|(key, _)| self.want(context, key));
+        } else {
+            changes.services.union(&moved).for_each(|key| self.want(context, key));
+        }
+        moved
+    }
+
+    fn want(&mut self, context: &Context<'_>, key: &ObjectKey) {
+        self.ledger.want(key, render::service(context, key).into_iter().map(|part| part.balanced));
+    }
+
+    /// The Services that want something else, now that the node has other addresses.
+    fn moved(&mut self, context: &Context<'_>, config: &RuleConfig) -> BTreeSet<ObjectKey> {
+        let places = Places::of(config, context.state, self.family);
+        if places == self.places {
+            return BTreeSet::new();
+        }
+        self.places = places;
+        let depends = |service: &Service| {
+            let addresses = service.families[self.family].as_ref();
+            let outside = addresses.is_some_and(|a| !a.external_ips.is_empty() || !a.load_balancer_vips.is_empty());
+            outside || service.ports.iter().any(|port| port.node_port != 0)
+        };
+        context.state.services().filter(|(_, service)| depends(service)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Sets that hold something, or are about to.
+    pub fn filled(&self) -> Filled {
+        let held = |set: &SetId| self.ledger.count(*set) > 0 && !self.unusable.contains_key(set);
+        SetId::ALL.into_iter().filter(held).collect()
+    }
+
+    /// Sets that rules must not name, as somebody else's set has the name.
+    pub fn unusable(&self) -> Filled {
+        self.unusable.keys().copied().collect()
+    }
+
+    /// What was sent since this was last asked.
+    pub fn take_done(&mut self) -> Done {
+        mem::take(&mut self.done)
+    }
+
+    /// Makes what is wanted and not there, but for the addresses.
+    pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
+        self.refusals.now.clear();
+        self.ground_lost = false;
+        if self.unread {
+            self.read_everything(config)?;
+        }
+        let dirty = mem::take(&mut self.ledger.dirty);
+        self.work.servers.extend(dirty.servers);
+        self.work.members.extend(dirty.members);
+        let work = mem::take(&mut self.work);
+        let outcome = self.make_all(&work);
+        self.work = work;
+        outcome
+    }
+
+    fn make_all(&mut self, work: &Dirty) -> Result<(), Error> {
+        self.make_sets(work)?;
+        let servers = work.servers.iter().flat_map(|at| self.server_ops(at)).collect();
+        self.apply(servers)?;
+        let wanted = |member: &&SetMember| self.ledger.is_member_wanted(member) && !self.ledger.is_member_known(member);
+        let usable = |member: &&SetMember| !self.unusable.contains_key(&member.0);
+        let missing = work.members.iter().filter(usable).filter(wanted);
+        let members = missing.map(|&(set, member)| NodeOp::AddMember { set: set.name(self.family), member }).collect();
+        self.apply(members)
+    }
+
+    /// Removes what is not wanted, and puts wanted addresses in their place. `now`: when draining begins.
+    pub fn finish(&mut self, config: &RuleConfig, now: Instant) -> Result<(), Error> {
+        let work = mem::take(&mut self.work);
+        let gone = self.quiesce(&work.servers, config, now)?;
+        self.clear(&work.members, gone)?;
+        self.tell_refusals();
+        self.report();
+        Ok(())
+    }
+
+    /// Is something not as it should be, since the kernel refused it?
+    pub fn is_unfinished(&self) -> bool {
+        !self.refusals.now.is_empty()
+    }
+
+    /// The first thing that the kernel refused, and why.
+    pub fn refusal(&self) -> Option<String> {
+        self.refusals.now.iter().next().map(|(what, why)| format!("{what}: {why}"))
+    }
+
+    /// The next sync reads everything: what the kernel has is not known for sure.
+    pub fn look_again(&mut self) {
+        self.unread = true;
+    }
+
+    /// Is there anything to be done that no Service asks for?
+    pub fn is_due(&self) -> bool {
+        self.unread || self.ground_lost || !self.ledger.dirty.servers.is_empty() || !self.ledger.dirty.members.is_empty()
+    }
+
+    /// The sets that are missing or too small. Sets are few, and nearly always nothing is to be done.
+    fn make_sets(&mut self, work: &Dirty) -> Result<(), Error> {
+        let stale = mem::take(&mut self.stale_sets).into_iter().map(NodeOp::DestroySet).collect();
+        self.apply(stale)?;
+        let mut room: BTreeMap<SetId, usize> = SetId::ALL.map(|set| (set, self.ledger.known_count(set))).into();
+        for member in work.members.iter().filter(|member| self.ledger.is_member_wanted(member)) {
+            if !self.ledger.is_member_known(member) {
+                *room.entry(member.0).or_default() += 1;
+            }
+        }
+        let mut missing = Vec::new();
+        for (set, members) in room {
+            match self.sets.get(&set) {
+                _ if self.unusable.contains_key(&set) => {}
+                None => missing.push(NodeOp::CreateSet(self.spec(set, set.name(self.family), members))),
+                Some(room) if *room < members => self.grow(set, members)?,
+                Some(_) => {}
+            }
+        }
+        self.apply(missing)
+    }
+
+    fn spec(&self, set: SetId, name: SetName, members: usize) -> SetSpec {
+        SetSpec { name, kind: set.kind(), family: self.family, max_members: max_members(members) }
+    }
+
+    /// Puts a larger set in a set's place, with all its members: rules that name it never find it empty.
+    fn grow(&mut self, set: SetId, members: usize) -> Result<(), Error> {
+        let (name, larger) = (set.name(self.family), larger_name(set, self.family));
+        let spec = self.spec(set, larger.clone(), members);
+        let room = room_of(&spec);
+        let mut ops = vec![NodeOp::CreateSet(spec)];
+        ops.extend(self.ledger.known_members(set).map(|member| NodeOp::AddMember { set: larger.clone(), member }));
+        tracing::info!("{} set {name} grows: {members} members need more room than it has, now {room}", self.family);
+        let refusals = self.refusals.now.len();
+        self.apply(ops)?;
+        if self.refusals.now.len() > refusals {
+            return self.apply(vec![NodeOp::DestroySet(larger)]);
+        }
+        self.apply(vec![NodeOp::SwapSets { one: larger.clone(), other: name }, NodeOp::DestroySet(larger)])?;
+        if self.refusals.now.len() == refusals {
+            self.sets.insert(set, room);
+        }
+        Ok(())
+    }
+
+    /// What one virtual server lacks.
+    fn server_ops(&self, at: &VirtualAddress) -> Vec<NodeOp> {
+        let Some((_, wanted)) = self.ledger.wanted(at) else { return Vec::new() };
+        let mut ops = Vec::new();
+        let known = self.ledger.known(at);
+        match known {
+            None => ops.push(NodeOp::AddServer { at: *at, server: wanted.server }),
+            Some(known) if known.server != wanted.server => {
+                ops.push(NodeOp::EditServer { at: *at, server: wanted.server });
+            }
+            Some(_) => {}
+        }
+        let reals = known.map(|known| known.reals.as_slice()).unwrap_or_default();
+        for &real in &wanted.real_servers {
+            match reals.iter().find(|known| known.address == real) {
+                None => ops.push(NodeOp::AddReal { at: *at, real, weight: WEIGHT }),
+                Some(Real { weight: WEIGHT, masquerades: true, .. }) => {}
+                Some(_) => ops.push(NodeOp::EditReal { at: *at, real, weight: WEIGHT }),
+            }
+        }
+        ops
+    }
+
+    /// Addresses that come and go, members that go, and then `gone`: what has no connections any more.
+    fn clear(&mut self, members: &BTreeSet<SetMember>, gone: Vec<NodeOp>) -> Result<(), Error> {
+        let released = mem::take(&mut self.ledger.dirty.members);
+        let members: BTreeSet<_> = members.iter().copied().chain(released).collect();
+        let mut ops = self.address_ops(&members);
+        let unwanted = |member: &&SetMember| !self.ledger.is_member_wanted(member) && self.ledger.is_member_known(member);
+        let leaving = members.iter().filter(unwanted);
+        ops.extend(leaving.map(|&(set, member)| NodeOp::DeleteMember { set: set.name(self.family), member }));
+        ops.extend(gone);
+        self.apply(ops)
+    }
+
+    fn address_ops(&self, members: &BTreeSet<SetMember>) -> Vec<NodeOp> {
+        let addresses = members.iter().filter_map(|member| match member {
+            (SetId::IpvsIps, Member::Ip(address)) => Some(*address),
+            _ => None,
+        });
+        let is_there = |address: &IpAddr| self.addresses.as_ref().is_some_and(|known| known.contains(address));
+        let (wanted, unwanted): (Vec<_>, Vec<_>) = addresses.partition(|address| self.ledger.is_address_wanted(*address));
+        let mut ops = Vec::new();
+        if self.addresses.is_none() {
+            ops.push(NodeOp::MakeDevice);
+        }
+        ops.extend(wanted.into_iter().filter(|address| !is_there(address)).map(NodeOp::AddAddress));
+        ops.extend(unwanted.into_iter().filter(is_there).map(NodeOp::DeleteAddress));
+        ops
+    }
+
+    /// Sends operations, and writes down what became of each.
+    fn apply(&mut self, ops: Vec<NodeOp>) -> Result<(), Error> {
+        if ops.is_empty() {
+            return Ok(());
+        }
+        let sent = self.kernel.0.apply(&ops).inspect_err(|error| self.failed(error))?;
+        self.done.operations += ops.len();
+        self.done.sends += sent.sends;
+        self.done.bytes += sent.bytes;
+        self.metrics.node_operations_sent(self.family, ops.len() as u64, sent.refused.len() as u64);
+        let mut refused: BTreeMap<usize, Refusal> = sent.refused.into_iter().map(|refusal| (refusal.op, refusal)).collect();
+        for (index, op) in ops.into_iter().enumerate() {
+            match refused.remove(&index) {
+                None => self.learn(op),
+                Some(refusal) if is_moot(&op, refusal.errno) => self.learn(op),
+                Some(refusal) => self.refused(&op, &refusal),
+            }
+        }
+        Ok(())
+    }
+
+    fn failed(&mut self, error: &Error) {
+        self.unread = true;
+        error.errno().iter().for_each(|errno| self.metrics.netlink_failed(errno.0));
+    }
+
+    /// Writes down what was done.
+    fn learn(&mut self, op: NodeOp) {
+        match op {
+            NodeOp::AddServer { at, server } => self.ledger.learn_server(at, Some(Known { server, reals: Vec::new() })),
+            NodeOp::EditServer { at, server } => {
+                let reals = self.ledger.reals_mut(&at).map(mem::take).unwrap_or_default();
+                self.ledger.learn_server(at, Some(Known { server, reals }));
+            }
+            NodeOp::DeleteServer { at } => self.ledger.learn_server(at, None),
+            NodeOp::AddReal { at, real, weight } | NodeOp::EditReal { at, real, weight } => {
+                let now = Real { address: real, weight, masquerades: true };
+                if let Some(reals) = self.ledger.reals_mut(&at) {
+                    match reals.iter_mut().find(|known| known.address == real) {
+                        Some(known) => *known = now,
+                        None => reals.push(now),
+                    }
+                }
+            }
+            NodeOp::DeleteReal { at, real } => {
+                self.ledger.reals_mut(&at).into_iter().for_each(|reals| reals.retain(|known| known.address != real));
+            }
+            NodeOp::CreateSet(spec) => {
+                let room = room_of(&spec);
+                if let Some(set) = self.set_id(&spec.name) {
+                    self.sets.insert(set, room);
+                }
+            }
+            NodeOp::AddMember { set, member } => self.learn_member(&set, member, true),
+            NodeOp::DeleteMember { set, member } => self.learn_member(&set, member, false),
+            NodeOp::SwapSets { .. } | NodeOp::DestroySet(_) => {}
+            NodeOp::RemoveDevice => self.addresses = None,
+            NodeOp::MakeDevice => self.addresses = Some(HashSet::new()),
+            NodeOp::AddAddress(address) => {
+                self.addresses.get_or_insert_default().insert(address);
+            }
+            NodeOp::DeleteAddress(address) => {
+                if let Some(known) = &mut self.addresses {
+                    known.remove(&address);
+                }
+            }
+        }
+    }
+
+    fn learn_member(&mut self, set: &SetName, member: Member, known: bool) {
+        if let Some(set) = self.set_id(set) {
+            self.ledger.learn_member((set, member), known);
+        }
+    }
+
+    /// Which of our sets has this name; `None` for one that is about to take another's place.
+    fn set_id(&self, name: &SetName) -> Option<SetId> {
+        SetId::ALL.into_iter().find(|set| set.name(self.family) == *name)
+    }
+
+    /// Writes down what the kernel would not do. What follows from it is not told: the real servers of a virtual server
+    /// that could not be made.
+    fn refused(&mut self, op: &NodeOp, refusal: &Refusal) {
+        self.metrics.netlink_failed(refusal.errno.0);
+        let object = self.object(op);
+        self.refusals.now.entry(object).or_insert_with(|| format!("cannot {op}: {}", refusal.errno));
+    }
+
+    /// What an operation is about, in an operator's words.
+    fn object(&self, op: &NodeOp) -> String {
+        match op {
+            NodeOp::AddServer { at, .. }
+            | NodeOp::EditServer { at, .. }
+            | NodeOp::DeleteServer { at }
+            | NodeOp::AddReal { at, .. }
+            | NodeOp::EditReal { at, .. }
+            | NodeOp::DeleteReal { at, .. } => match self.ledger.wanted(at) {
+                Some((service, _)) => format!("virtual server {at} of Service {service}"),
+                None => format!("virtual server {at}, which no Service wants"),
+            },
+            NodeOp::CreateSet(SetSpec { name: set, .. })
+            | NodeOp::AddMember { set, .. }
+            | NodeOp::DeleteMember { set, .. }
+            | NodeOp::SwapSets { other: set, .. }
+            | NodeOp::DestroySet(set) => format!("set {set}"),
+            NodeOp::MakeDevice | NodeOp::RemoveDevice => "device kube-ipvs0".to_owned(),
+            NodeOp::AddAddress(address) | NodeOp::DeleteAddress(address) => format!("local address {address}"),
+        }
+    }
+
+    /// Each refusal is told once, and once more when the kernel gives another reason.
+    fn tell_refusals(&mut self) {
+        for (set, why) in &self.unusable {
+            self.refusals.now.insert(format!("set {}", set.name(self.family)), why.clone());
+        }
+        for (object, why) in &self.refusals.now {
+            if self.refusals.told.get(object) != Some(why) {
+                tracing::error!("{} {object}: {why}; the others go on, this is tried again", self.family);
+            }
+        }
+        for object in self.refusals.told.keys().filter(|object| !self.refusals.now.contains_key(*object)) {
+            tracing::info!("{} {object}: it is as it should be now", self.family);
+        }
+        self.refusals.told = self.refusals.now.clone();
+        self.tell_contests();
+    }
+
+    /// Two Services with one external IP and port: kube-proxy gives it to either, as it happens to go through them.
+    fn tell_contests(&mut self) {
+        let contested = self.ledger.contested();
+        for (at, services) in contested.iter().filter(|(at, _)| !self.contested.contains(at)) {
+            let services: Vec<_> = services.iter().map(ToString::to_string).collect();
+            tracing::warn!("virtual server {at} is wanted by the Services {}: the first of them has it", services.join(", "));
+        }
+        self.contested = contested.keys().copied().collect();
+    }
+
+    fn report(&self) {
+        let (unfinished, draining) = (self.refusals.now.len() as u64, self.drains.count() as u64);
+        self.metrics.servers_counted(self.family, self.ledger.known_server_count() as u64, unfinished, draining);
+    }
+}
+
+/// The name of the set that is made to take a set's place.
+fn larger_name(set: SetId, family: Family) -> SetName {
+    let prefix = larger_prefix(family);
+    format!("{prefix}{}", set as u8).as_str().into()
+}
+
+/// How the names of such sets begin: one that is found was left by a run that was killed.
+fn larger_prefix(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "KUBE-LARGER-",
+        Family::Ipv6 => "KUBE-6-LARGER-",
+    }
+}
+
+/// Was refused because there was nothing to delete: somebody else did it.
+fn is_moot(op: &NodeOp, errno: Errno) -> bool {
+    let deletes = matches!(op, NodeOp::DeleteServer { .. } | NodeOp::DeleteReal { .. } | NodeOp::DestroySet(_));
+    deletes && matches!(errno, Errno::ENOENT | Errno::ESRCH)
+}
+
+fn room_of(spec: &SetSpec) -> usize {
+    if spec.kind == SetType::BitmapPort { usize::MAX } else { spec.max_members as usize }
+}
+
+/// Do its connections live on when it is wanted no more? Those of UDP have no end to wait for, and kube-proxy takes
+/// SCTP for the same.
+fn drains(at: &VirtualAddress) -> bool {
+    at.protocol == Protocol::Tcp
+}

@@ -1,0 +1,520 @@
+//! What the sync of ipvs mode does beside rules, on the fake kernel: which operations a change costs, in which order
+//! they come, what a restart, a refusal, a lost answer and somebody else's change lead to, and how real servers drain.
+
+mod world;
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use sluice::config::{Mode, RuleConfig};
+use sluice::model::{Event, Service, State};
+use sluice::net::{Family, Protocol};
+use sluice::netlink::fake::FakeKernel;
+use sluice::netlink::fake::balancer::{Counts, FakeBalancer};
+use sluice::netlink::{Balancer, Errno, Error, Sent};
+use sluice::ruleset::{
+    Member, NodeOp, RealServer, ServerFlags, SetHeader, SetName, SetSpec, SetType, VirtualAddress, VirtualServer,
+};
+use sluice::serve::Metrics;
+use sluice::serve::metrics::Format;
+use sluice::sync::{FamilySync, Inputs, Summary};
+use world::{config, endpoint, facts, key, service, slice};
+
+/// A balancer that the sync has and the test looks into. It remembers what it was asked for.
+#[derive(Clone, Default)]
+struct Shared(Arc<Mutex<(FakeBalancer, Vec<String>)>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, (FakeBalancer, Vec<String>)> {
+        self.0.lock().expect("no test panics inside")
+    }
+
+    fn take_ops(&self) -> Vec<String> {
+        std::mem::take(&mut self.lock().1)
+    }
+}
+
+impl Balancer for Shared {
+    fn apply(&mut self, ops: &[NodeOp]) -> Result<Sent, Error> {
+        let mut inner = self.lock();
+        inner.1.extend(ops.iter().map(ToString::to_string));
+        inner.0.apply(ops)
+    }
+    fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.lock().0.servers(family)
+    }
+    fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
+        self.lock().0.real_servers(of)
+    }
+    fn sets(&mut self) -> Result<Vec<SetHeader>, Error> {
+        self.lock().0.sets()
+    }
+    fn members(&mut self, set: &SetName) -> Result<Vec<Member>, Error> {
+        self.lock().0.members(set)
+    }
+    fn addresses(&mut self, family: Family) -> Result<Option<Vec<IpAddr>>, Error> {
+        self.lock().0.addresses(family)
+    }
+}
+
+struct Bench {
+    config: RuleConfig,
+    rules: FakeKernel,
+    balancer: Shared,
+    state: State,
+    metrics: Arc<Metrics>,
+    sync: FamilySync,
+}
+
+fn fresh_sync(balancer: &Shared, metrics: &Arc<Metrics>) -> FamilySync {
+    FamilySync::new(Family::Ipv4, Arc::clone(metrics)).with_servers(Box::new(balancer.clone()))
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (balancer, metrics) = (Shared::default(), Arc::new(Metrics::new()));
+        Self {
+            config: RuleConfig { mode: Mode::Ipvs, ..config() },
+            rules: FakeKernel::new(),
+            state: State::new("node-a"),
+            sync: fresh_sync(&balancer, &metrics),
+            balancer,
+            metrics,
+        }
+    }
+
+    /// With Services 1 to `services`, of two endpoints each, programmed.
+    fn with(services: u16) -> Self {
+        let mut bench = Self::new();
+        bench.sync((1..=services).flat_map(|i| web(i, 2)));
+        bench.balancer.take_ops();
+        bench
+    }
+
+    fn note(&mut self, events: impl IntoIterator<Item = Event>) {
+        for event in events {
+            let changes = self.state.apply(event);
+            self.sync.note(&changes);
+        }
+    }
+
+    fn try_sync(&mut self) -> Result<Summary, Error> {
+        let inputs = Inputs { config: &self.config, facts: facts(), state: &self.state };
+        self.sync.sync(&mut self.rules, inputs)
+    }
+
+    #[track_caller]
+    fn sync(&mut self, events: impl IntoIterator<Item = Event>) -> Summary {
+        self.note(events);
+        self.try_sync().expect("a sync")
+    }
+
+    fn restart(&mut self) {
+        self.sync = fresh_sync(&self.balancer, &self.metrics);
+    }
+
+    fn saved(&self) -> String {
+        self.balancer.lock().0.save()
+    }
+
+    /// What is there is what a fresh node would be given.
+    #[track_caller]
+    fn assert_as_fresh(&self, what: &str) {
+        let (balancer, mut rules) = (Shared::default(), FakeKernel::new());
+        let inputs = Inputs { config: &self.config, facts: facts(), state: &self.state };
+        fresh_sync(&balancer, &Arc::new(Metrics::new())).sync(&mut rules, inputs).expect("a sync");
+        let (want, have) = (balancer.lock().0.save(), self.saved());
+        assert!(want == have, "{what}:\n{}", world::difference(&want, &have));
+        assert_eq!(rules.save(Family::Ipv4), self.rules.save(Family::Ipv4), "{what}: rules");
+    }
+
+    fn connect(&self, i: u16, host: u8, connections: (u32, u32)) {
+        self.balancer.lock().0.connect(&at(i), real(i, host), connections);
+    }
+
+    fn check_drains(&mut self, now: Instant) {
+        let servers = self.sync.servers_mut().expect("ipvs mode");
+        servers.check_drains(&self.config, now).expect("a look at what drains");
+    }
+
+    fn metric(&self, sample: &str) -> Option<String> {
+        let text = self.metrics.encode(Format::Prometheus).expect("text");
+        text.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' ').map(Into::into))
+    }
+}
+
+fn cluster_ip(i: u16) -> IpAddr {
+    let [high, low] = i.to_be_bytes();
+    [10, 96, high, low].into()
+}
+
+fn at(i: u16) -> VirtualAddress {
+    VirtualAddress { protocol: Protocol::Tcp, address: (cluster_ip(i), 80).into() }
+}
+
+fn real(i: u16, host: u8) -> std::net::SocketAddr {
+    let [high, low] = i.to_be_bytes();
+    ([10, 240 + high, low, host], 8080).into()
+}
+
+fn web_slice(i: u16, hosts: impl IntoIterator<Item = u8>) -> Event {
+    let name = format!("web-{i}");
+    let endpoints = hosts.into_iter().map(|host| endpoint(real(i, host).ip())).collect();
+    Event::Slice(key("shop", &format!("{name}-x")), Some(slice(&key("shop", &name), endpoints)))
+}
+
+fn web_service(i: u16, change: impl FnOnce(&mut Service)) -> Event {
+    let mut service = service(cluster_ip(i));
+    change(&mut service);
+    Event::Service(key("shop", &format!("web-{i}")), Some(service))
+}
+
+/// Service `i` with endpoints on hosts 1 to `endpoints`.
+fn web(i: u16, endpoints: u8) -> [Event; 2] {
+    [web_slice(i, 1..=endpoints), web_service(i, |_| {})]
+}
+
+fn gone(i: u16) -> Event {
+    Event::Service(key("shop", &format!("web-{i}")), None)
+}
+
+#[test]
+fn a_service_is_made_from_the_inside_out_and_goes_the_other_way_round() {
+    let mut bench = Bench::with(1);
+    bench.sync(web(2, 2));
+    let ops = bench.balancer.take_ops();
+    assert_eq!(
+        ops,
+        [
+            "add virtual server 10.96.0.2:80/tcp with scheduler rr",
+            "add real server 10.240.2.1:8080 with weight 1 to 10.96.0.2:80/tcp",
+            "add real server 10.240.2.2:8080 with weight 1 to 10.96.0.2:80/tcp",
+            "add 10.96.0.2,tcp:80 to set KUBE-CLUSTER-IP",
+            "add 10.96.0.2 to set KUBE-IPVS-IPS",
+            "add local address 10.96.0.2",
+        ]
+    );
+    bench.sync([gone(2)]);
+    let ops = bench.balancer.take_ops();
+    assert_eq!(
+        ops,
+        [
+            "give real server 10.240.2.1:8080 of 10.96.0.2:80/tcp weight 0",
+            "give real server 10.240.2.2:8080 of 10.96.0.2:80/tcp weight 0",
+            "delete local address 10.96.0.2",
+            "delete 10.96.0.2,tcp:80 from set KUBE-CLUSTER-IP",
+            "delete 10.96.0.2 from set KUBE-IPVS-IPS",
+            "delete virtual server 10.96.0.2:80/tcp",
+        ]
+    );
+    bench.assert_as_fresh("after both");
+}
+
+#[test]
+fn an_endpoint_costs_the_same_whatever_number_of_services_there_is() {
+    let costs = |services: u16| {
+        let mut bench = Bench::with(services);
+        bench.balancer.lock().0.take_counts();
+        let mut costs = Vec::new();
+        for hosts in [1..=3_u8, 1..=2] {
+            let summary = bench.sync([web_slice(1, hosts)]);
+            costs.push((summary.operations, bench.balancer.lock().0.take_counts()));
+        }
+        costs
+    };
+    let few = costs(10);
+    assert_eq!(few[0], (1, Counts { done: 1, messages: 1, sends: 1, ..Counts::default() }), "one more");
+    // Weight 0, a look at its connections, and the end.
+    assert_eq!(few[1], (2, Counts { done: 2, messages: 2, sends: 2, readings: 1, ..Counts::default() }), "one less");
+    assert_eq!(costs(2000), few);
+}
+
+#[test]
+fn everything_from_empty_takes_a_handful_of_sends_and_a_restart_none() {
+    let mut bench = Bench::new();
+    bench.note((1..=1000).flat_map(|i| web(i, 2)));
+    bench.try_sync().unwrap();
+    let counts = bench.balancer.lock().0.take_counts();
+    assert!(counts.sends <= 6 && counts.done == 17 + 3000 + 2000 + 1001, "{counts:?}");
+    let (saved, rules) = (bench.saved(), bench.rules.save(Family::Ipv4));
+    bench.restart();
+    let summary = bench.try_sync().unwrap();
+    assert_eq!((summary.operations, summary.transactions), (0, 0));
+    assert_eq!((bench.saved(), bench.rules.save(Family::Ipv4)), (saved, rules));
+}
+
+#[test]
+fn a_removed_endpoint_with_connections_drains_and_a_returning_one_is_back_at_once() {
+    let mut bench = Bench::with(1);
+    bench.connect(1, 2, (3, 1));
+    bench.sync([web_slice(1, [1])]);
+    let drains = r#"sluice_draining_real_servers{ip_family="IPv4"}"#;
+    assert!(bench.saved().contains("real 10.240.1.2:8080 weight 0"));
+    assert_eq!(bench.metric(drains).as_deref(), Some("1"));
+    bench.check_drains(Instant::now());
+    assert!(bench.saved().contains("real 10.240.1.2:8080 weight 0"), "it has connections still");
+
+    bench.balancer.take_ops();
+    bench.sync([web_slice(1, 1..=2)]);
+    assert_eq!(bench.balancer.take_ops(), ["give real server 10.240.1.2:8080 of 10.96.0.1:80/tcp weight 1"]);
+    assert_eq!(bench.metric(drains).as_deref(), Some("0"));
+
+    bench.sync([web_slice(1, [1])]);
+    bench.connect(1, 2, (0, 1));
+    bench.check_drains(Instant::now());
+    assert!(bench.saved().contains("10.240.1.2:8080"), "a connection that is closing counts");
+    bench.connect(1, 2, (0, 0));
+    bench.check_drains(Instant::now());
+    assert!(!bench.sync.servers().unwrap().is_draining());
+    assert_eq!(bench.metric(drains).as_deref(), Some("0"));
+    let finished = r#"sluice_drained_real_servers_total{end="finished",ip_family="IPv4"}"#;
+    assert_eq!(bench.metric(finished).as_deref(), Some("1"));
+    bench.assert_as_fresh("drained");
+}
+
+#[test]
+fn a_drain_survives_a_restart() {
+    let mut bench = Bench::with(1);
+    bench.connect(1, 2, (1, 0));
+    bench.sync([web_slice(1, [1])]);
+    bench.restart();
+    bench.note((1..=1).map(|i| web_service(i, |_| {})));
+    bench.balancer.take_ops();
+    bench.try_sync().unwrap();
+    assert_eq!(bench.balancer.take_ops(), [""; 0], "nothing is changed by the restart");
+    assert!(bench.sync.servers().unwrap().is_draining());
+    bench.connect(1, 2, (0, 0));
+    bench.check_drains(Instant::now());
+    bench.assert_as_fresh("drained after a restart");
+}
+
+#[test]
+fn a_removed_service_drains_with_its_address_for_as_long_as_the_flag_says() {
+    let mut bench = Bench::with(2);
+    bench.connect(1, 1, (1, 0));
+    let started = Instant::now();
+    bench.sync([gone(1)]);
+    let held = "server 10.96.0.1:80/tcp rr\n  real 10.240.1.1:8080 weight 0\n";
+    assert!(bench.saved().contains(held), "{}", bench.saved());
+    assert!(bench.saved().contains("address 10.96.0.1\n"));
+    assert!(!bench.saved().contains("KUBE-CLUSTER-IP 10.96.0.1,"), "new connections are refused");
+    // The other real server has none and is gone.
+    assert!(!bench.saved().contains("10.240.1.2"));
+    bench.check_drains(started + Duration::from_secs(14 * 60));
+    assert!(bench.saved().contains(held));
+    // Wanted again: as if nothing had been.
+    bench.sync(web(1, 2));
+    bench.assert_as_fresh("wanted again");
+    bench.sync([gone(1)]);
+    bench.check_drains(Instant::now() + Duration::from_secs(15 * 60));
+    let expired = r#"sluice_drained_real_servers_total{end="expired",ip_family="IPv4"}"#;
+    assert_eq!(bench.metric(expired).as_deref(), Some("1"));
+    bench.assert_as_fresh("expired");
+}
+
+#[test]
+fn udp_and_a_drain_timeout_of_zero_end_at_once() {
+    let mut bench = Bench::new();
+    let dns = |endpoints: u8| {
+        let mut slice = slice(&key("shop", "dns"), (1..=endpoints).map(|host| endpoint(real(9, host).ip())).collect());
+        slice.ports[0].protocol = Protocol::Udp;
+        Event::Slice(key("shop", "dns-x"), Some(slice))
+    };
+    let mut service = service(cluster_ip(9));
+    service.ports[0].protocol = Protocol::Udp;
+    bench.sync([dns(2), Event::Service(key("shop", "dns"), Some(service))]);
+    let udp = VirtualAddress { protocol: Protocol::Udp, ..at(9) };
+    bench.balancer.lock().0.connect(&udp, real(9, 2), (0, 5));
+    bench.sync([dns(1)]);
+    bench.assert_as_fresh("a UDP endpoint less");
+
+    bench.sync(web(1, 2));
+    bench.config.ipvs.drain_timeout = Duration::ZERO;
+    bench.connect(1, 1, (7, 0));
+    bench.sync([gone(1)]);
+    bench.assert_as_fresh("no time to drain");
+}
+
+#[test]
+fn what_two_services_want_stays_for_the_other() {
+    let mut bench = Bench::with(2);
+    let external = |i| {
+        web_service(i, |service| {
+            let addresses = service.families.v4.as_mut().unwrap();
+            addresses.external_ips = vec![[198, 51, 100, 1].into()];
+            service.ports[0].port = 80 + i;
+        })
+    };
+    bench.sync([external(1), external(2)]);
+    assert_eq!(bench.saved().matches("address 198.51.100.1\n").count(), 1);
+    bench.sync([web_service(1, |_| {})]);
+    assert!(bench.saved().contains("address 198.51.100.1\n"));
+    bench.assert_as_fresh("one of two");
+    // And both the very same virtual server: the first has it.
+    let same = |i| web_service(i, |service| service.families.v4.as_mut().unwrap().external_ips = vec![[198, 51, 100, 1].into()]);
+    bench.sync([same(1), same(2)]);
+    assert!(bench.saved().contains("server 198.51.100.1:80/tcp rr\n  real 10.240.1.1:8080"));
+    bench.assert_as_fresh("a contest");
+    bench.sync([web_service(1, |_| {})]);
+    assert!(bench.saved().contains("server 198.51.100.1:80/tcp rr\n  real 10.240.2.1:8080"));
+    bench.assert_as_fresh("the other has it now");
+}
+
+#[test]
+fn a_set_grows_before_it_is_full_and_is_never_empty() {
+    let mut bench = Bench::with(1);
+    bench.balancer.lock().0.edit(&[
+        NodeOp::DestroySet("KUBE-CLUSTER-IP".into()),
+        NodeOp::CreateSet(SetSpec {
+            name: "KUBE-CLUSTER-IP".into(),
+            kind: SetType::HashIpPort,
+            family: Family::Ipv4,
+            max_members: 3,
+        }),
+    ]);
+    bench.restart();
+    bench.sync((1..=3).flat_map(|i| web(i, 1)));
+    bench.balancer.take_ops();
+    bench.sync(web(4, 1));
+    let ops = bench.balancer.take_ops();
+    let position = |start: &str| ops.iter().position(|op| op.starts_with(start)).unwrap_or_else(|| panic!("{start}: {ops:?}"));
+    let (made, swapped) = (position("create set KUBE-LARGER-1"), position("swap sets KUBE-LARGER-1 and KUBE-CLUSTER-IP"));
+    let filled = ops.iter().filter(|op| op.ends_with("to set KUBE-LARGER-1")).count();
+    assert_eq!(filled, 3);
+    assert!(made < position("add 10.96.0.1,tcp:80 to set KUBE-LARGER-1") && swapped < position("destroy set KUBE-LARGER-1"));
+    assert!(position("destroy set") < position("add 10.96.0.4,tcp:80 to set KUBE-CLUSTER-IP"));
+    bench.assert_as_fresh("grown");
+}
+
+#[test]
+fn what_is_refused_is_named_and_tried_again_and_the_rest_is_done() {
+    let mut bench = Bench::with(1);
+    bench.balancer.lock().0.dislike("virtual server 10.96.0.2:80/tcp", Errno::EINVAL);
+    bench.sync((2..=3).flat_map(|i| web(i, 2)));
+    let servers = bench.sync.servers().unwrap();
+    assert!(servers.is_unfinished());
+    let refusal = servers.refusal().unwrap();
+    assert!(refusal.starts_with("virtual server 10.96.0.2:80/tcp of Service shop/web-2: cannot add virtual server"), "{refusal}");
+    assert!(refusal.ends_with("EINVAL (Invalid argument)"), "{refusal}");
+    assert!(bench.saved().contains("server 10.96.0.3:80/tcp"));
+    let unfinished = r#"sluice_node_objects_unfinished{ip_family="IPv4"}"#;
+    assert_eq!(bench.metric(unfinished).as_deref(), Some("1"));
+    bench.balancer.lock().0.like_everything();
+    bench.sync.servers_mut().unwrap().look_again();
+    bench.try_sync().unwrap();
+    assert_eq!(bench.metric(unfinished).as_deref(), Some("0"));
+    bench.assert_as_fresh("tried again");
+}
+
+#[test]
+fn lost_answers_and_failed_readings_are_made_up_for() {
+    let mut bench = Bench::with(2);
+    for done in [0, 1, 2, 3, usize::MAX] {
+        bench.balancer.lock().0.lose_next_answer(done, Error::AnswersLost { errno: Errno::ENOBUFS });
+        bench.note(web(3, 2));
+        bench.try_sync().unwrap_err();
+        bench.balancer.lock().0.fail_next_read(Error::Interrupted);
+        bench.try_sync().unwrap_err();
+        bench.try_sync().unwrap();
+        bench.assert_as_fresh("made up for");
+        bench.sync([gone(3)]);
+        bench.assert_as_fresh("and gone");
+    }
+}
+
+#[test]
+fn a_set_of_another_type_is_left_and_rules_do_without_it() {
+    let mut bench = Bench::new();
+    bench.balancer.lock().0.add_foreign_set("KUBE-CLUSTER-IP", "list:set");
+    bench.sync(web(1, 2));
+    let refusal = bench.sync.servers().unwrap().refusal().unwrap();
+    assert!(refusal.contains("set KUBE-CLUSTER-IP") && refusal.contains("list:set"), "{refusal}");
+    assert!(bench.saved().contains("server 10.96.0.1:80/tcp"));
+    let rules = bench.rules.save(Family::Ipv4);
+    assert!(!rules.contains("match-set KUBE-CLUSTER-IP") && rules.contains("match-set KUBE-LOAD-BALANCER "), "{rules}");
+}
+
+#[test]
+fn the_audit_finds_what_others_changed() {
+    let mut bench = Bench::with(3);
+    let server = VirtualServer { scheduler: sluice::net::Scheduler::Lc, flags: ServerFlags::NONE, persistence: None };
+    let member = |i| Member::IpPort(cluster_ip(i), Protocol::Tcp, 80);
+    let changes = [
+        vec![NodeOp::DeleteServer { at: at(1) }],
+        vec![NodeOp::EditServer { at: at(2), server }],
+        vec![NodeOp::AddServer { at: at(77), server }],
+        vec![NodeOp::DeleteReal { at: at(1), real: real(1, 1) }],
+        vec![NodeOp::EditReal { at: at(2), real: real(2, 2), weight: 7 }],
+        vec![NodeOp::DeleteMember { set: "KUBE-CLUSTER-IP".into(), member: member(2) }],
+        vec![NodeOp::AddMember { set: "KUBE-CLUSTER-IP".into(), member: member(99) }],
+        vec![NodeOp::DestroySet("KUBE-LOOP-BACK".into())],
+        vec![NodeOp::DeleteAddress(cluster_ip(3))],
+        vec![NodeOp::AddAddress(cluster_ip(88))],
+        vec![NodeOp::RemoveDevice],
+    ];
+    assert_eq!(bench.sync.servers_mut().unwrap().audit(&bench.config).unwrap(), 0);
+    for change in changes {
+        bench.balancer.lock().0.edit(&change);
+        let found = bench.sync.servers_mut().unwrap().audit(&bench.config).unwrap();
+        assert!(found > 0 && bench.sync.is_due(), "{change:?}");
+        bench.try_sync().unwrap();
+        bench.assert_as_fresh(&format!("{change:?}"));
+        assert!(!bench.sync.is_due());
+    }
+}
+
+#[test]
+fn foreign_servers_in_excluded_ranges_stay() {
+    let mut bench = Bench::new();
+    bench.config.ipvs.exclude_cidrs = vec!["203.0.113.0/24".parse().unwrap()];
+    let foreign = |ip: [u8; 4]| VirtualAddress { protocol: Protocol::Tcp, address: (IpAddr::from(ip), 443).into() };
+    let server = VirtualServer { scheduler: sluice::net::Scheduler::Wlc, flags: ServerFlags::NONE, persistence: None };
+    let add = |ip| NodeOp::AddServer { at: foreign(ip), server };
+    bench.balancer.lock().0.edit(&[add([203, 0, 113, 9]), add([192, 0, 2, 9])]);
+    bench.sync(web(1, 2));
+    assert!(bench.saved().contains("server 203.0.113.9:443/tcp wlc") && !bench.saved().contains("192.0.2.9"));
+    assert_eq!(bench.sync.servers_mut().unwrap().audit(&bench.config).unwrap(), 0);
+}
+
+/// Random histories, restarts, connections and others' changes in between: in the end what is there is what a fresh
+/// node would be given.
+#[test]
+fn any_history_ends_as_a_fresh_start() {
+    for seed in 0..300 {
+        let mut random = world::Random::new(seed);
+        let mut bench = Bench::new();
+        for _ in 0..60 {
+            let i = u16::from(random.below(6)) + 1;
+            match random.below(10) {
+                0 => bench.restart(),
+                1 => bench.note([gone(i)]),
+                2 => {
+                    let known = bench.balancer.lock().0.real_servers(&at(i)).unwrap();
+                    known.first().into_iter().for_each(|real| {
+                        bench.balancer.lock().0.connect(&at(i), real.address, (u32::from(random.below(2)), 0));
+                    });
+                }
+                3 => bench.balancer.lock().0.lose_next_answer(2, Error::AnswersLost { errno: Errno::ENOBUFS }),
+                4 => _ = bench.sync.servers_mut().unwrap().check_drains(&bench.config, Instant::now()),
+                5 => bench.note([web_service(i, |service| {
+                    service.families.v4.as_mut().unwrap().external_ips = vec![[198, 51, 100, random.below(3)].into()];
+                    service.ports[0].node_port = 30_000 + i;
+                })]),
+                _ => bench.note(web(i, random.below(4))),
+            }
+            _ = bench.try_sync();
+        }
+        for i in 1..=6 {
+            let known = bench.balancer.lock().0.real_servers(&at(i)).unwrap();
+            known.iter().for_each(|real| bench.balancer.lock().0.connect(&at(i), real.address, (0, 0)));
+        }
+        // An answer may be lost once more.
+        _ = bench.try_sync();
+        _ = bench.sync.servers_mut().unwrap().check_drains(&bench.config, Instant::now());
+        bench.try_sync().unwrap();
+        bench.check_drains(Instant::now());
+        bench.assert_as_fresh(&format!("seed {seed}"));
+        assert!(!bench.sync.servers().unwrap().is_draining());
+    }
+}
