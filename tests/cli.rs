@@ -89,7 +89,6 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--cluster-cidr=10.0.0.0/8,10.1.0.0/16"], "--cluster-cidr: names two ranges of one family"),
         (&["--cluster-cidr=fd00::/8,fd01::/16"], "--cluster-cidr: names two ranges of one family"),
         (&["--proxy-mode=userspace"], "--proxy-mode: \"userspace\" is not one of iptables, ipvs, nftables"),
-        (&["--proxy-mode", "nftables"], "--proxy-mode: nftables is not built into this version yet; use iptables or ipvs"),
         (&["--mode=nftables"], "--proxy-mode: nftables is not built into this version yet; use iptables or ipvs"),
         (&["--iptables-masquerade-bit=32"], "--iptables-masquerade-bit: 32 is not within the range [0, 31]"),
         (&["--iptables-masquerade-bit=-1"], "--iptables-masquerade-bit: -1 is not within"),

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 
-use crate::config::Config;
+use super::ipvs_ground;
+use crate::config::{Config, Mode};
 use crate::net::Family;
 use crate::netlink::nfacct::Counters;
 use crate::netlink::{self, NftKernel};
@@ -32,28 +33,37 @@ const BE_LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
 /// Looks at the node and sets what has to be set. What cannot be set is said and done without.
 pub fn prepare(config: &Config, kernel: &mut NftKernel) -> anyhow::Result<Ground> {
     let families = usable_families(kernel)?;
-    if wants_route_localnet(&config.rules) && families.contains(&Family::Ipv4) {
-        ensure(ROUTE_LOCALNET);
+    let mode = config.rules.mode;
+    match mode {
+        Mode::Iptables if wants_route_localnet(&config.rules) && families.contains(&Family::Ipv4) => ensure(ROUTE_LOCALNET),
+        Mode::Iptables => {}
+        Mode::Ipvs => ipvs_ground::prepare(&config.rules.ipvs, &families)?,
     }
     if config.tcp_be_liberal {
         let purpose = "conntrack marks packets outside the TCP window INVALID, and the proxy drops those";
         ensure(Setting { name: BE_LIBERAL, value: "1", purpose });
     }
-    let facts = KernelFacts { nfacct: has_counters(), tcp_be_liberal: is_liberal() };
-    tell(&families, facts);
+    // Rules of ipvs mode count nothing, and pass INVALID packets.
+    let counts = mode == Mode::Iptables;
+    let facts = KernelFacts { nfacct: counts && has_counters(), tcp_be_liberal: is_liberal() };
+    tell(mode, &families, facts);
     Ok(Ground { families, facts })
 }
 
 /// What rules will be like on this node, in a line.
-fn tell(families: &[Family], facts: KernelFacts) {
+fn tell(mode: Mode, families: &[Family], facts: KernelFacts) {
     let families: Vec<_> = families.iter().map(|family| family.as_str()).collect();
+    if mode == Mode::Ipvs {
+        tracing::info!("this node's kernel takes {} rules", families.join(" and "));
+        return;
+    }
     let counters = if facts.nfacct { "with" } else { "without" };
     let invalid = if facts.tcp_be_liberal { "forwarded (nf_conntrack_tcp_be_liberal is on)" } else { "dropped" };
     let families = families.join(" and ");
     tracing::info!("this node's kernel takes {families} rules; {counters} nfacct counters; INVALID packets are {invalid}");
 }
 
-fn ensure(setting: Setting) {
+pub(super) fn ensure(setting: Setting) {
     if let Err(error) = setting.ensure() {
         tracing::warn!("{:#}", anyhow::Error::new(error));
     }

@@ -11,6 +11,7 @@ mod family;
 mod flows;
 mod ground;
 mod health_ports;
+mod ipvs_ground;
 mod legacy;
 mod pace;
 mod repair;
@@ -31,11 +32,10 @@ use tokio::task::{JoinError, JoinSet};
 
 pub use cleanup::clean_up;
 
-use crate::config::{Config, LocalAddresses, Mode, Source};
+use crate::config::{Config, Mode, Source};
 use crate::model::Event;
 use crate::net::Family;
-use crate::netlink::link::Style;
-use crate::netlink::{NftKernel, NodeBalancer};
+use crate::netlink::NftKernel;
 use crate::render;
 use crate::serve::http::Shutdown;
 use crate::serve::{Health, Metrics, Server, ServiceHealth, status};
@@ -112,14 +112,7 @@ fn sync_of(family: Family, config: &Config, metrics: &Arc<Metrics>) -> anyhow::R
     let sync = FamilySync::new(family, Arc::clone(metrics));
     match config.rules.mode {
         Mode::Iptables => Ok(sync),
-        Mode::Ipvs => {
-            let style = match config.rules.ipvs.local_addresses {
-                LocalAddresses::Device => Style::Device,
-                LocalAddresses::Routes => Style::Routes,
-            };
-            let balancer = NodeBalancer::open(style).context("balance with IPVS")?;
-            Ok(sync.with_servers(Box::new(balancer)))
-        }
+        Mode::Ipvs => Ok(sync.with_servers(ipvs_ground::balancer(&config.rules.ipvs)?)),
     }
 }
 
