@@ -264,7 +264,7 @@ impl ServerSync {
 
     /// Puts a larger set in a set's place, with all its members: rules that name it never find it empty.
     fn grow(&mut self, set: SetId, members: usize) -> Result<(), Error> {
-        let (name, larger) = (set.name(self.family), larger_name(set, self.family));
+        let (name, larger) = (set.name(self.family), set.larger_name(self.family));
         let spec = self.spec(set, larger.clone(), members);
         let room = room_of(&spec);
         let mut ops = vec![NodeOp::CreateSet(spec)];
@@ -473,20 +473,6 @@ impl ServerSync {
     fn report(&self) {
         let (unfinished, draining) = (self.refusals.now.len() as u64, self.drains.count() as u64);
         self.metrics.servers_counted(self.family, self.ledger.known_server_count() as u64, unfinished, draining);
-    }
-}
-
-/// The name of the set that is made to take a set's place.
-fn larger_name(set: SetId, family: Family) -> SetName {
-    let prefix = larger_prefix(family);
-    format!("{prefix}{}", set as u8).as_str().into()
-}
-
-/// How the names of such sets begin: one that is found was left by a run that was killed.
-fn larger_prefix(family: Family) -> &'static str {
-    match family {
-        Family::Ipv4 => "KUBE-LARGER-",
-        Family::Ipv6 => "KUBE-6-LARGER-",
     }
 }
 
