@@ -55,6 +55,8 @@ pub struct ServerSync {
     addresses: Option<HashSet<IpAddr>>,
     /// Sets that the kernel has, with the number of members they take.
     sets: BTreeMap<SetId, usize>,
+    /// Sets with members that ours never have, and that cannot be named: to be replaced.
+    odd: BTreeSet<SetId>,
     /// Sets whose names somebody else took, and how.
     unusable: BTreeMap<SetId, String>,
     /// Nothing is known of the kernel.
@@ -118,6 +120,7 @@ impl ServerSync {
             work: Dirty::default(),
             addresses: None,
             sets: BTreeMap::new(),
+            odd: BTreeSet::new(),
             unusable: BTreeMap::new(),
             unread: true,
             ground_lost: false,
@@ -182,10 +185,10 @@ impl ServerSync {
     /// Makes what is wanted and not there, but for the addresses.
     pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
         self.refusals.now.clear();
-        self.ground_lost = false;
         if self.unread {
             self.read_everything(config)?;
         }
+        self.ground_lost = false;
         let dirty = mem::take(&mut self.ledger.dirty);
         self.work.servers.extend(dirty.servers);
         self.work.members.extend(dirty.members);
@@ -251,7 +254,7 @@ impl ServerSync {
             match self.sets.get(&set) {
                 _ if self.unusable.contains_key(&set) => {}
                 None => missing.push(NodeOp::CreateSet(self.spec(set, set.name(self.family), members))),
-                Some(room) if *room < members => self.grow(set, members)?,
+                Some(room) if *room < members || self.odd.contains(&set) => self.replace(set, members)?,
                 Some(_) => {}
             }
         }
@@ -262,14 +265,17 @@ impl ServerSync {
         SetSpec { name, kind: set.kind(), family: self.family, max_members: max_members(members) }
     }
 
-    /// Puts a larger set in a set's place, with all its members: rules that name it never find it empty.
-    fn grow(&mut self, set: SetId, members: usize) -> Result<(), Error> {
+    /// Puts another set in a set's place, large enough and with all its members: rules that name it never find it empty.
+    fn replace(&mut self, set: SetId, members: usize) -> Result<(), Error> {
         let (name, larger) = (set.name(self.family), set.larger_name(self.family));
         let spec = self.spec(set, larger.clone(), members);
         let room = room_of(&spec);
         let mut ops = vec![NodeOp::CreateSet(spec)];
         ops.extend(self.ledger.known_members(set).map(|member| NodeOp::AddMember { set: larger.clone(), member }));
-        tracing::info!("{} set {name} grows: {members} members need more room than it has, now {room}", self.family);
+        tracing::info!(
+            "{} set {name} is replaced: {members} members need more room than it has, or some are of no known kind; now {room}",
+            self.family
+        );
         let refusals = self.refusals.now.len();
         self.apply(ops)?;
         if self.refusals.now.len() > refusals {
@@ -278,6 +284,7 @@ impl ServerSync {
         self.apply(vec![NodeOp::SwapSets { one: larger.clone(), other: name }, NodeOp::DestroySet(larger)])?;
         if self.refusals.now.len() == refusals {
             self.sets.insert(set, room);
+            self.odd.remove(&set);
         }
         Ok(())
     }

@@ -46,6 +46,7 @@ impl ServerSync {
     fn read_sets(&mut self) -> Result<(), Error> {
         let headers = self.kernel.0.sets()?;
         self.sets.clear();
+        self.odd.clear();
         self.unusable.clear();
         let stale = headers.iter().filter(|header| SetId::is_larger(&header.name, self.family));
         self.stale_sets = stale.map(|header| header.name.clone()).collect();
@@ -76,6 +77,10 @@ impl ServerSync {
             for member in self.kernel.0.members(&header.name)? {
                 self.ledger.find_member((set, member));
             }
+        }
+        if self.ledger.known_count(set) < header.members as usize {
+            self.odd.insert(set);
+            self.ground_lost = true;
         }
         Ok(())
     }
