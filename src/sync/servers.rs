@@ -177,8 +177,9 @@ impl ServerSync {
 
     /// Makes what is wanted and not there, but for the addresses.
     pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
-        self.refusals.now.clear();
         if self.unread {
+            // What was refused is tried again with what is found now.
+            self.refusals.now.clear();
             self.read_everything(config)?;
         }
         self.ground_lost = false;
