@@ -138,7 +138,7 @@ fn execute(matches: &ArgMatches, config: Config) -> anyhow::Result<()> {
         return write_out(&render::run(matches, &config)?);
     }
     if flags::is_set(matches, "cleanup") {
-        return write_out(&agent::clean_up()?);
+        return write_out(&agent::clean_up(&config.rules.ipvs)?);
     }
     tracing::info!("sluice {} starts with {config}", env!("CARGO_PKG_VERSION"));
     agent::run(config)

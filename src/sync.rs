@@ -231,7 +231,8 @@ impl FamilySync {
             return rules;
         }
         let finished = servers.finish(config, Instant::now());
-        let mut summary = rules?;
+        // A rule may have been refused because somebody took its set away.
+        let mut summary = rules.inspect_err(|_| servers.look_again())?;
         finished?;
         if self.filled != servers.filled() {
             self.fill(&mut context, servers.filled(), servers.unusable());

@@ -119,6 +119,20 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=a b"], "--pod-interface-name-prefix: "),
         (&["--masquerade-all=yes"], "--masquerade-all: \"yes\" is not true or false"),
         (&["--ipvs-strict-arp=maybe"], "--ipvs-strict-arp: \"maybe\" is not true or false"),
+        (&["--conntrack-min=many"], "--conntrack-min: \"many\" is not a whole number"),
+        (&["--config-sync-period=never"], "--config-sync-period: \"never\" is not a duration"),
+        (&["--logging-format=xml"], "--logging-format: \"xml\" is not one of text, json"),
+        (&["--family=ipx"], "--family: \"ipx\" is not one of ipv4, ipv6"),
+        (&["-v=high"], "--v: \"high\" is not a whole number"),
+        (&["-v=-1"], "--v: -1 is below 0"),
+        (&["--proxy-mode"], "--proxy-mode: a value is missing"),
+    ];
+    assert_refused(table);
+}
+
+#[test]
+fn values_of_ipvs_mode_are_checked_in_it_and_ranges_with_cleanup() {
+    assert_refused(&[
         (
             &["--mode=ipvs", "--ipvs-scheduler=fifo"],
             "--ipvs-scheduler: \"fifo\" is not one of rr, wrr, lc, wlc, sh, dh, sed, nq, mh",
@@ -134,14 +148,10 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--mode=ipvs", "--ipvs-drain-timeout=long"], "--ipvs-drain-timeout: \"long\" is not a duration"),
         (&["--cleanup"], "--cleanup: render prints what would be made, and removes nothing"),
         (&["--cleanup", "--ipvs-exclude-cidrs=x"], "--ipvs-exclude-cidrs: \"x\" is not a CIDR"),
-        (&["--conntrack-min=many"], "--conntrack-min: \"many\" is not a whole number"),
-        (&["--config-sync-period=never"], "--config-sync-period: \"never\" is not a duration"),
-        (&["--logging-format=xml"], "--logging-format: \"xml\" is not one of text, json"),
-        (&["--family=ipx"], "--family: \"ipx\" is not one of ipv4, ipv6"),
-        (&["-v=high"], "--v: \"high\" is not a whole number"),
-        (&["-v=-1"], "--v: -1 is below 0"),
-        (&["--proxy-mode"], "--proxy-mode: a value is missing"),
-    ];
+    ]);
+}
+
+fn assert_refused(table: &[(&[&str], &str)]) {
     for (flags, want) in table {
         let line = refused(flags);
         assert!(line.starts_with(&format!("error: {want}")), "{flags:?}: {line}\nwanted: {want}");
@@ -258,7 +268,9 @@ fn every_flag_of_kube_proxy_is_accepted() {
 /// Is it a warning with these words and flags?
 fn assert_names(line: &str, words: &str, flags: &[&str]) {
     assert!(line.contains("WARN") && line.contains(words), "{words}: {line}");
-    flags.iter().for_each(|flag| assert!(line.contains(flag), "{flag}: {line}"));
+    for flag in flags {
+        assert!(line.contains(flag), "{flag}: {line}");
+    }
 }
 
 /// What counts in one mode is not even looked at in the other.

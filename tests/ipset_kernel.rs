@@ -111,22 +111,22 @@ mod kernel {
 
     fn parse_member(kind: SetType, text: &str) -> Member {
         let mut parts = text.split(',');
-        let mut next = || parts.next().unwrap();
+        let mut word = || parts.next().unwrap();
         if kind == SetType::BitmapPort {
             return Member::Port(text.parse().unwrap());
         }
-        let ip = next().parse().unwrap();
+        let ip = word().parse().unwrap();
         if kind == SetType::HashIp {
             return Member::Ip(ip);
         }
-        let (protocol, port) = next().split_once(':').unwrap();
+        let (protocol, port) = word().split_once(':').unwrap();
         let protocol = Protocol::ALL.into_iter().find(|known| known.as_str() == protocol).unwrap();
         let port = port.parse().unwrap();
         match kind {
             SetType::HashIpPort => Member::IpPort(ip, protocol, port),
-            SetType::HashIpPortIp => Member::IpPortIp(ip, protocol, port, next().parse().unwrap()),
+            SetType::HashIpPortIp => Member::IpPortIp(ip, protocol, port, word().parse().unwrap()),
             _ => {
-                let net = next();
+                let net = word();
                 let net = net.parse().or_else(|_| net.parse::<IpAddr>().map(Into::into)).unwrap();
                 Member::IpPortNet(ip, protocol, port, net)
             }
@@ -396,6 +396,23 @@ create F hash:ip family inet hashsize 65536 maxelem 100000
         });
     }
 
+    /// The kernel answers once for all that was sent, about the first message, when the sender may do nothing.
+    #[test]
+    fn a_lost_privilege_is_told_at_once() {
+        in_namespace(|| {
+            let mut kernel = SetKernel::open().unwrap();
+            succeed(&mut kernel, &[create("A", SetType::HashIp)]);
+            let mut capabilities = rustix::thread::capabilities(None).unwrap();
+            capabilities.effective.remove(rustix::thread::CapabilitySet::NET_ADMIN);
+            rustix::thread::set_capabilities(None, capabilities).unwrap();
+            let ops = [add("A", Member::Ip(ip(1))), delete("A", Member::Ip(ip(2)))];
+            let error = kernel.apply(&ops, 0, &mut Sent::default()).unwrap_err();
+            assert_eq!(error.to_string(), "cannot change ipsets: the capability CAP_NET_ADMIN is missing (EPERM)");
+            let words = "cannot ask what ipset can do: the capability CAP_NET_ADMIN is missing (EPERM)";
+            assert_eq!(SetKernel::open().unwrap_err().to_string(), words);
+        });
+    }
+
     fn rule(set: &str) -> Rule {
         let directions = [Direction::Destination, Direction::Destination].into();
         Rule { matches: vec![Match::Set { set: set.into(), directions }], ..Rule::default() }
@@ -536,7 +553,7 @@ fn the_same_on_linux_6_1() {
     }
     assert!(run.status.success(), "{}\n{out}\n{log}", run.status);
     assert!(out.starts_with("6.1."), "another kernel: {out}");
-    assert!(out.contains("test result: ok. 12 passed"), "{out}");
+    assert!(out.contains("test result: ok. 13 passed"), "{out}");
     assert_eq!(out.matches("test result: ok. 1 passed").count(), 2, "{out}");
     println!("{out}");
 }

@@ -10,9 +10,11 @@ use std::collections::BTreeMap;
 use netns::in_namespace;
 use sluice::net::{Family, Protocol};
 use sluice::netlink::fake::FakeKernel;
-use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen};
+use sluice::netlink::ipset::SetKernel;
+use sluice::netlink::{Errno, Error, Kernel, NftKernel, Seen, Sent};
 use sluice::ruleset::{
-    AddrType, ChainName, Comment, Handle, Match, Negatable, Op, Place, RejectWith, Rule, Table, Target, Transaction,
+    AddrType, ChainName, Comment, Direction, Handle, Match, Negatable, NodeOp, Op, Place, RejectWith, Rule, SetSpec, SetType,
+    Table, Target, Transaction,
 };
 
 /// Xorshift64*: the same numbers for the same seed, everywhere.
@@ -39,6 +41,16 @@ impl Random {
 
 /// Enough chains for jumps that are too deep (16), few enough that they meet.
 const CHAINS: usize = 20;
+
+/// The fake kernel takes all sets to exist: in the real one this does.
+const SET: &str = "SET";
+
+fn make_set() {
+    let spec = SetSpec { name: SET.into(), kind: SetType::HashIp, family: Family::Ipv4, max_members: 9 };
+    let mut sent = Sent::default();
+    SetKernel::open().unwrap().apply(&[NodeOp::CreateSet(spec)], 0, &mut sent).unwrap();
+    assert_eq!(sent.refused, []);
+}
 
 fn chain(number: usize) -> ChainName {
     ChainName::new(format!("C{number}"))
@@ -142,6 +154,8 @@ impl Generator<'_> {
                 // Wrong: the extension asks for its protocol.
                 rule.matches.push(Match::Port { protocol, destination: None });
             }
+            5 => rule.matches.push(Match::NotFromBridge),
+            6 => rule.matches.push(Match::Set { set: SET.into(), directions: [Direction::Destination].into() }),
             _ => {}
         }
         rule
@@ -211,6 +225,7 @@ struct Tally {
 }
 
 fn compare(seed: u64, family: Family, transactions: usize, tally: &mut Tally) {
+    make_set();
     let mut random = Random(seed);
     let (mut fake, mut real) = (FakeKernel::new(), NftKernel::open().unwrap());
     for round in 0..transactions {

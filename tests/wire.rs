@@ -1,5 +1,6 @@
 //! Rules on their way to the kernel and back, in network namespaces, with iptables 1.8.9 as the judge:
-//! what we program it must print as `ruleset::text` does, what it programs we must read as the same.
+//! what we program it must print as `ruleset::text` does, what it programs we must read as the same. What needs IPVS in the
+//! kernel runs in a virtual machine.
 
 #![allow(clippy::unwrap_used, reason = "where a test cannot go on it has failed")]
 
@@ -8,7 +9,7 @@ mod netns;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use netns::in_namespace;
@@ -17,8 +18,8 @@ use sluice::netlink::nfacct::Counters;
 use sluice::netlink::{Kernel, NftKernel, Seen};
 use sluice::ruleset::text::RuleText;
 use sluice::ruleset::{
-    AddrType, ChainName, Comment, CtStates, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction, RejectWith, Rule,
-    Table, Target, Transaction,
+    AddrType, ChainName, Comment, CtStates, Direction, Handle, InterfaceMatch, Match, Negatable, Op, Place, RecentAction,
+    RejectWith, Rule, Table, Target, Transaction,
 };
 
 const COUNTERS: [&str; 2] = ["ct_state_invalid_dropped_pkts", "localhost_nps_accepted_pkts"];
@@ -37,6 +38,20 @@ fn run(program: &str, arguments: &[&str], input: &str) -> String {
     assert!(output.status.success(), "{program} {arguments:?}: {}\n{errors}", output.status);
     written.unwrap();
     String::from_utf8(output.stdout).unwrap()
+}
+
+/// Sets for rules with so many dimensions. The name of the last is as long as names get.
+const SETS: [&str; 3] = ["ONE", "TWO", "KUBE-6-LOAD-BALANCER-SOURCE-CID"];
+
+fn make_sets(family: Family) {
+    let inet = if family == Family::Ipv4 { "inet" } else { "inet6" };
+    let [one, two, three] = SETS;
+    let sets = format!(
+        "create {one} bitmap:port range 0-65535\n\
+         create {two} hash:ip,port family {inet}\n\
+         create {three} hash:ip,port,net family {inet}\n"
+    );
+    run("ipset", &["restore"], &sets);
 }
 
 fn make_counters() {
@@ -110,7 +125,37 @@ fn to(target: Target) -> Rule {
     Rule { target: Some(target), ..Rule::default() }
 }
 
-/// Every match there is, in the forms that are encoded differently.
+/// Rules with sets, with each combination of directions.
+fn set_matches() -> Vec<Rule> {
+    let mut lists: Vec<Vec<Direction>> = vec![Vec::new()];
+    let mut rules = Vec::new();
+    for set in SETS {
+        let longer = |list: &Vec<Direction>, direction| [list.as_slice(), &[direction]].concat();
+        lists = lists.iter().flat_map(|list| [Direction::Source, Direction::Destination].map(|d| longer(list, d))).collect();
+        rules.extend(lists.iter().map(|list| with(vec![Match::Set { set: set.into(), directions: list.as_slice().into() }])));
+    }
+    let not_from_here = [Match::NotFromBridge, Match::AddrType(AddrType::SourceNotLocal)];
+    let directions = [Direction::Destination; 2].into();
+    let mut matches = vec![comment("a b"), Match::Set { set: SETS[1].into(), directions }];
+    matches.extend(not_from_here);
+    let target = Some(Target::Accept);
+    rules.push(Rule { protocol: Some(Protocol::Tcp), matches, target, ..Rule::default() });
+    rules
+}
+
+/// Rules for connections of IPVS. iptables tells them in the form of `RuleText`.
+fn ipvs_matches(family: Family) -> Vec<Rule> {
+    let address = if family == Family::Ipv4 { "203.0.113.77" } else { "2001:db8::77" };
+    let rule = |protocol, port| Rule {
+        source: Some(net(&format!("{address}/{}", family.host_prefix()))),
+        matches: vec![Match::Ipvs { protocol, address: address.parse().unwrap(), port }],
+        target: Some(Target::Drop),
+        ..Rule::default()
+    };
+    Protocol::ALL.into_iter().flat_map(|protocol| [80, u16::MAX].map(|port| rule(protocol, port))).collect()
+}
+
+/// Every other match there is, in the forms that are encoded differently.
 fn matches(family: Family) -> Vec<Rule> {
     let list = ChainName::from("KUBE-SEP-XYZ");
     let recent = |action| with(vec![Match::Recent { family, list: list.clone(), action }]);
@@ -123,6 +168,7 @@ fn matches(family: Family) -> Vec<Rule> {
         with(vec![comment("ns/svc:p80 -> 10.0.0.1:80 \"quoted\" it's \\ ünïcode 🦀")]),
         with(vec![comment(&"x".repeat(255))]),
         with(vec![Match::AddrType(AddrType::SourceLocal)]),
+        with(vec![Match::AddrType(AddrType::SourceNotLocal)]),
         with(vec![Match::AddrType(AddrType::DestinationLocal)]),
         with(vec![Match::Conntrack(Negatable::is(states))]),
         with(vec![Match::Conntrack(Negatable::is_not(states.or(CtStates::DNAT)))]),
@@ -130,6 +176,7 @@ fn matches(family: Family) -> Vec<Rule> {
         with(vec![Match::Mark(Negatable::is((0x4000, 0x4000)))]),
         with(vec![Match::Mark(Negatable::is_not((0x8000_0000, 0x8000_0000)))]),
         with(vec![Match::NfAcct(COUNTERS[0].into())]),
+        with(vec![Match::NotFromBridge]),
         recent(RecentAction::Set),
         recent(RecentAction::Check { seconds: 10_800 }),
         with(vec![Match::Statistic { probability: 715_827_883 }]),
@@ -221,14 +268,19 @@ fn chains_with(family: Family, contents: &[(Table, Vec<Rule>)]) -> Transaction {
 
 fn check_round_trip(family: Family) {
     make_counters();
+    make_sets(family);
+    let nat: Vec<Rule> = [matches(family), header_matches(family), set_matches(), nat_targets(family)].concat();
+    round_trip(family, &[(Table::Nat, nat), (Table::Filter, filter_targets(family)), (Table::Mangle, matches(family))]);
+}
+
+/// Programs rules, which iptables must then print and we must read as they are.
+fn round_trip(family: Family, contents: &[(Table, Vec<Rule>)]) {
     let mut kernel = NftKernel::open().unwrap();
-    let nat: Vec<Rule> = [matches(family), header_matches(family), nat_targets(family)].concat();
-    let contents = [(Table::Nat, nat), (Table::Filter, filter_targets(family)), (Table::Mangle, matches(family))];
-    let committed = kernel.commit(&chains_with(family, &contents)).unwrap();
+    let committed = kernel.commit(&chains_with(family, contents)).unwrap();
 
     let saved = rules_of(&save(family));
     let read = read(&mut kernel, family);
-    for (table, rules) in &contents {
+    for (table, rules) in contents {
         let key = (table.to_string(), "KUBE-TEST".to_owned());
         let texts: Vec<String> = rules.iter().map(|rule| RuleText(rule).to_string()).collect();
         assert_eq!(saved[&key], texts, "{family} {table}");
@@ -251,14 +303,17 @@ fn every_kind_of_rule_is_printed_and_read_back_ipv6() {
     in_namespace(|| check_round_trip(Family::Ipv6));
 }
 
-/// The iptables dumps of the golden scenarios, of a family.
-fn golden(family: Family) -> Vec<(String, String)> {
-    let name = if family == Family::Ipv4 { "iptables-v4.save" } else { "iptables-v6.save" };
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let mut scenarios: Vec<_> = fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    scenarios.sort();
-    let dump = |path: &Path| fs::read_to_string(path.join(name)).ok().map(|dump| (path.display().to_string(), dump));
-    scenarios.iter().filter_map(|path| dump(path)).collect()
+/// The iptables dumps of the golden scenarios, of a family, in the folders that have one. `prefix`: the mode's.
+fn golden(prefix: &str, family: Family) -> Vec<(PathBuf, String)> {
+    let name = format!("{prefix}{}", if family == Family::Ipv4 { "iptables-v4.save" } else { "iptables-v6.save" });
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")];
+    let mut dumps = Vec::new();
+    while let Some(folder) = folders.pop() {
+        folders.extend(fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()));
+        dumps.extend(fs::read_to_string(folder.join(&name)).map(|dump| (folder, dump)));
+    }
+    assert!(dumps.len() >= 60, "{} golden dumps", dumps.len());
+    dumps
 }
 
 /// What it takes to make `contents` from nothing.
@@ -279,12 +334,15 @@ fn as_transaction(family: Family, contents: &Contents) -> Transaction {
 
 /// Loads each golden dump with iptables and reads it; then everything is removed, what was read is
 /// programmed by us, and iptables must print the golden dump again.
-fn check_golden(family: Family) {
-    let dumps = golden(family);
-    assert!(dumps.len() >= 30, "{} golden dumps", dumps.len());
+fn check_golden(family: Family, dumps: Vec<(PathBuf, String)>) {
     make_counters();
     let mut kernel = NftKernel::open().unwrap();
-    for (name, dump) in dumps {
+    for (folder, dump) in dumps {
+        let name = folder.display();
+        if dump.contains("-m set ") {
+            // All scenarios have the same sets: those of the last one stay.
+            run("ipset", &["-exist", "restore"], &fs::read_to_string(folder.join("ipvs-ipset.txt")).unwrap());
+        }
         restore(family, &dump);
         let contents = read(&mut kernel, family);
         let mut texts: BTreeMap<_, Vec<_>> = BTreeMap::new();
@@ -301,10 +359,91 @@ fn check_golden(family: Family) {
 
 #[test]
 fn what_iptables_programs_is_read_ipv4() {
-    in_namespace(|| check_golden(Family::Ipv4));
+    in_namespace(|| check_golden(Family::Ipv4, golden("", Family::Ipv4)));
 }
 
 #[test]
 fn what_iptables_programs_is_read_ipv6() {
-    in_namespace(|| check_golden(Family::Ipv6));
+    in_namespace(|| check_golden(Family::Ipv6, golden("", Family::Ipv6)));
+}
+
+/// Forms of the same extensions that ours never have: what is not understood whole is not understood at all.
+#[test]
+fn what_is_nearly_ours_is_not_understood() {
+    let others = [
+        "-m set ! --match-set ONE dst",
+        "-m set --match-set ONE dst --return-nomatch",
+        "-m set --match-set ONE dst ! --update-counters",
+        "-m set --match-set ONE dst --packets-gt 3",
+        "-m physdev --physdev-is-in",
+        "-m physdev ! --physdev-in eth0",
+        "-m physdev ! --physdev-is-bridged",
+        "-m addrtype ! --dst-type LOCAL",
+        "-m addrtype ! --src-type LOCAL --limit-iface-in",
+        "-m addrtype ! --src-type LOCAL --dst-type LOCAL",
+        "-m addrtype ! --src-type UNICAST",
+    ];
+    in_namespace(move || {
+        make_sets(Family::Ipv4);
+        let ours = "-m set --match-set ONE dst";
+        let rules: Vec<_> = others.iter().chain([&ours]).map(|rule| format!("-A FORWARD {rule}\n")).collect();
+        restore(Family::Ipv4, &format!("*filter\n{}COMMIT\n", rules.concat()));
+        let read = read(&mut NftKernel::open().unwrap(), Family::Ipv4);
+        let understood: Vec<_> = read.rules.iter().map(|(_, _, _, rule)| rule.is_some()).collect();
+        assert_eq!(understood, [vec![false; others.len()], vec![true]].concat());
+    });
+}
+
+/// The golden dumps of ipvs mode with rules for connections of IPVS, which need a kernel with it, or those without.
+fn ipvs_golden(family: Family, with_ipvs: bool) -> Vec<(PathBuf, String)> {
+    let mut dumps = golden("ipvs-", family);
+    dumps.retain(|(_, dump)| dump.contains("-m ipvs ") == with_ipvs);
+    assert!(dumps.len() >= 4, "{} golden dumps", dumps.len());
+    dumps
+}
+
+#[test]
+fn what_iptables_programs_for_ipvs_is_read_ipv4() {
+    in_namespace(|| check_golden(Family::Ipv4, ipvs_golden(Family::Ipv4, false)));
+}
+
+#[test]
+fn what_iptables_programs_for_ipvs_is_read_ipv6() {
+    in_namespace(|| check_golden(Family::Ipv6, ipvs_golden(Family::Ipv6, false)));
+}
+
+mod with_ipvs {
+    use super::*;
+
+    #[test]
+    #[ignore = "run in the virtual machine of the_same_with_ipvs"]
+    fn rules_for_its_connections_are_printed_and_read_back() {
+        for family in Family::ALL {
+            in_namespace(move || round_trip(family, &[(Table::Filter, ipvs_matches(family))]));
+        }
+    }
+
+    #[test]
+    #[ignore = "run in the virtual machine of the_same_with_ipvs"]
+    fn what_iptables_programs_is_read() {
+        for family in Family::ALL {
+            in_namespace(move || check_golden(family, ipvs_golden(family, true)));
+        }
+    }
+}
+
+#[test]
+fn the_same_with_ipvs() {
+    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/vmrun");
+    let tests = std::env::current_exe().unwrap();
+    // On a machine of two cores, with other tests beside it, the boot takes some 10 s.
+    let run =
+        Command::new(machine).args(["--timeout", "200", "--"]).arg(tests).args(["--ignored", "with_ipvs::"]).output().unwrap();
+    let (out, log) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    if run.status.code() == Some(125) && std::env::var_os("CI").is_none() {
+        eprintln!("not run with IPVS, there is no virtual machine here (e2e/vmrun --setup makes one ready): {log}");
+        return;
+    }
+    assert!(run.status.success(), "{}\n{out}\n{log}", run.status);
+    assert!(out.contains("test result: ok. 2 passed"), "{out}");
 }

@@ -9,6 +9,7 @@ use tokio::sync::mpsc::Receiver;
 use tokio::time::{Instant, sleep_until};
 
 use super::addresses::DeviceNews;
+use super::cleanup::remove_other_modes;
 use super::drift;
 use super::family::Paced;
 use super::flows::FlowLoop;
@@ -78,6 +79,8 @@ pub struct RuleLoop {
     told_to_wait: bool,
     pace: Pace,
     next_audit: Option<Instant>,
+    /// Was what another mode had removed?
+    is_alone: bool,
 }
 
 impl RuleLoop {
@@ -94,6 +97,7 @@ impl RuleLoop {
             started: Instant::now(),
             complete: None,
             begun: false,
+            is_alone: false,
             told_to_wait: false,
             pace: Pace::new(config.min_sync_period),
             next_audit: config.audit_period.filter(|_| !config.once).map(|period| Instant::now() + period),
@@ -306,7 +310,7 @@ impl RuleLoop {
                 Err(error).with_context(|| format!("program {family} rules"))
             }
             Some(_) => Ok(false),
-            None => Ok(self.all_done()),
+            None => Ok(self.all_done() && self.alone()),
         }
     }
 
@@ -352,6 +356,14 @@ impl RuleLoop {
             self.reports.metrics.changes_taken();
         }
         done
+    }
+
+    /// Everything is in force: what another mode had is removed, once.
+    fn alone(&mut self) -> bool {
+        if !std::mem::replace(&mut self.is_alone, true) {
+            tokio::task::block_in_place(|| remove_other_modes(&self.config.rules));
+        }
+        true
     }
 
     /// Who asks about endpoints gets the new answer once it is in the rules. A family that cannot be

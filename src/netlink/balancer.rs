@@ -13,7 +13,8 @@ use crate::ruleset::{Member, NodeOp, RealServer, SetHeader, SetName, VirtualAddr
 /// The real ones, in the network namespace of the thread that opened them.
 #[derive(Debug)]
 pub struct NodeBalancer {
-    servers: VirtualServers,
+    /// Opened when there is something to ask: to open it would load the module.
+    servers: Option<VirtualServers>,
     sets: SetKernel,
     addresses: LocalAddresses,
 }
@@ -46,9 +47,15 @@ impl Part {
 }
 
 impl NodeBalancer {
-    /// Fails with [`Error::Unsupported`], naming the module, where the kernel has no IPVS or no ipset.
+    /// Fails with [`Error::Unsupported`], naming the module, where the kernel has no ipset; the first thing asked of IPVS
+    /// does where it has none.
     pub fn open(style: Style) -> Result<Self, Error> {
-        Ok(Self { servers: VirtualServers::open()?, sets: SetKernel::open()?, addresses: LocalAddresses::open(style)? })
+        Ok(Self { servers: None, sets: SetKernel::open()?, addresses: LocalAddresses::open(style)? })
+    }
+
+    fn ipvs(&mut self) -> Result<&mut VirtualServers, Error> {
+        let opened = self.servers.take().map_or_else(VirtualServers::open, Ok)?;
+        Ok(self.servers.insert(opened))
     }
 }
 
@@ -58,7 +65,7 @@ impl Balancer for NodeBalancer {
         let mut first = 0;
         for run in ops.chunk_by(|a, b| Part::of(a) == Part::of(b)) {
             match Part::of(&run[0]) {
-                Part::Servers => self.servers.apply(run, first, &mut sent)?,
+                Part::Servers => self.ipvs()?.apply(run, first, &mut sent)?,
                 Part::Sets => self.sets.apply(run, first, &mut sent)?,
                 Part::Addresses => self.addresses.apply(run, first, &mut sent)?,
             }
@@ -68,11 +75,11 @@ impl Balancer for NodeBalancer {
     }
 
     fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
-        self.servers.servers(family)
+        self.ipvs()?.servers(family)
     }
 
     fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
-        self.servers.real_servers(of)
+        self.ipvs()?.real_servers(of)
     }
 
     fn sets(&mut self) -> Result<Vec<SetHeader>, Error> {

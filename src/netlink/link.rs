@@ -75,9 +75,11 @@ impl LocalAddresses {
     /// The device is made in either style, for who asks for it.
     pub fn apply(&mut self, ops: &[NodeOp], first: usize, sent: &mut Sent) -> Result<(), Error> {
         let mut first = first;
-        for run in ops.chunk_by(|one, next| (one == &NodeOp::MakeDevice) == (next == &NodeOp::MakeDevice)) {
+        let is_of_device = |op: &NodeOp| matches!(op, NodeOp::MakeDevice | NodeOp::RemoveDevice);
+        for run in ops.chunk_by(|one, next| !is_of_device(one) && !is_of_device(next)) {
             match (&run[0], self.style) {
                 (NodeOp::MakeDevice, _) => self.make_device(first, sent)?,
+                (NodeOp::RemoveDevice, _) => self.remove_device(first, sent)?,
                 (_, Style::Device) => self.change_addresses(run, first, sent)?,
                 (_, Style::Routes) => self.change_routes(run, first, sent)?,
             }
@@ -113,6 +115,19 @@ impl LocalAddresses {
         match self.talk.ask(Step::DeleteDevice, &write, &mut |_| {}) {
             Err(Error::Failed { errno: Errno::ENODEV, .. }) => Ok(false),
             other => other.map(|()| true),
+        }
+    }
+
+    fn remove_device(&mut self, first: usize, sent: &mut Sent) -> Result<(), Error> {
+        sent.messages += 1;
+        sent.sends += 1;
+        match self.delete_device() {
+            Ok(_) => Ok(()),
+            Err(Error::Failed { errno, .. }) => {
+                sent.refused.push(Refusal { op: first, errno, text: NodeOp::RemoveDevice.to_string() });
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 

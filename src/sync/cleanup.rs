@@ -166,6 +166,8 @@ fn is_gone(refusal: &Refusal) -> bool {
 #[derive(Debug, Default)]
 struct Remains {
     sets: Vec<(SetId, SetName)>,
+    /// Those that were about to take another's place.
+    larger: Vec<SetName>,
     has_device: bool,
     addresses: BTreeSet<IpAddr>,
     servers: Vec<VirtualAddress>,
@@ -173,7 +175,10 @@ struct Remains {
 
 impl Remains {
     fn find(balancer: &mut dyn Balancer, bounds: Bounds<'_>) -> Result<Self, Error> {
-        let mut remains = Self { sets: our_sets(&balancer.sets()?), ..Self::default() };
+        let found = balancer.sets()?;
+        let is_larger = |header: &&SetHeader| Family::ALL.iter().any(|&family| SetId::is_larger(&header.name, family));
+        let larger = found.iter().filter(is_larger).map(|header| header.name.clone()).collect();
+        let mut remains = Self { sets: our_sets(&found), larger, ..Self::default() };
         for family in Family::ALL {
             if let Some(addresses) = balancer.addresses(family)? {
                 remains.has_device = true;
@@ -199,7 +204,7 @@ impl Remains {
         let mut ops: Vec<_> = self.servers.into_iter().map(|at| NodeOp::DeleteServer { at }).collect();
         ops.extend(self.addresses.into_iter().map(NodeOp::DeleteAddress));
         ops.extend(self.has_device.then_some(NodeOp::RemoveDevice));
-        ops.extend(self.sets.into_iter().map(|(_, name)| NodeOp::DestroySet(name)));
+        ops.extend(self.larger.into_iter().chain(self.sets.into_iter().map(|(_, name)| name)).map(NodeOp::DestroySet));
         ops
     }
 }

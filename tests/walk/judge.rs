@@ -72,7 +72,7 @@ pub fn differences(
         }
     }
     wrong.extend(wanted.into_keys().map(|(table, chain)| format!("rules wanted in {table} {chain}, which is no shared chain")));
-    let ours = |(table, chain): &&ChainKey| layout.kind(*table, chain.as_str()) == Kind::PerService;
+    let ours = |(table, chain): &&ChainKey| layout.kind(*table, chain.as_str()) == Kind::Deletable;
     let leftovers = have.keys().filter(ours).filter(|key| !known.contains_key(*key));
     wrong.extend(leftovers.map(|(table, chain)| format!("stale chain {table} {chain}")));
     wrong

@@ -23,12 +23,20 @@ pub struct FakeBalancer {
     sets: FakeSets,
     /// `None`: there is no device.
     addresses: Option<BTreeSet<IpAddr>>,
-    /// Operations whose text contains this are refused so.
-    disliked: Vec<(String, Errno)>,
+    disliked: Vec<Disliked>,
     /// The next answer is lost after so many operations.
     losing: Option<(usize, Error)>,
     failing_read: Option<Error>,
     counts: Counts,
+}
+
+/// Operations that are refused: those whose text contains this.
+#[derive(Debug)]
+struct Disliked {
+    text: String,
+    errno: Errno,
+    /// So many times yet.
+    times: usize,
 }
 
 /// What a balancer was asked for.
@@ -106,7 +114,12 @@ impl FakeBalancer {
 
     /// Refuses every operation whose text contains `text`.
     pub fn dislike(&mut self, text: &str, errno: Errno) {
-        self.disliked.push((text.to_owned(), errno));
+        self.dislike_for_now(text, errno, usize::MAX);
+    }
+
+    /// The same for so many times: later it takes them.
+    pub fn dislike_for_now(&mut self, text: &str, errno: Errno, times: usize) {
+        self.disliked.push(Disliked { text: text.to_owned(), errno, times });
     }
 
     /// Takes every operation again.
@@ -142,6 +155,13 @@ impl FakeBalancer {
             writeln!(text, "address {address}").expect("a String takes everything");
         }
         text
+    }
+
+    fn refuse_disliked(&mut self, text: &str) -> Result<(), Errno> {
+        let found = self.disliked.iter_mut().find(|disliked| disliked.times > 0 && text.contains(&disliked.text));
+        let Some(disliked) = found else { return Ok(()) };
+        disliked.times -= 1;
+        Err(disliked.errno)
     }
 
     fn try_op(&mut self, op: &NodeOp) -> Result<(), Errno> {
@@ -227,8 +247,7 @@ impl Balancer for FakeBalancer {
         let mut sent = Sent { messages: messages(&ops[..done]), sends: 1, ..Sent::default() };
         for (index, op) in ops[..done].iter().enumerate() {
             let text = op.to_string();
-            let disliked = self.disliked.iter().find(|(part, _)| text.contains(part)).map(|(_, errno)| *errno);
-            match disliked.map_or_else(|| self.try_op(op), Err) {
+            match self.refuse_disliked(&text).and_then(|()| self.try_op(op)) {
                 Ok(()) => self.counts.done += 1,
                 Err(errno) => sent.refused.push(Refusal { op: index, errno, text }),
             }

@@ -1,7 +1,7 @@
 //! The kernel's rules in memory, for tests: it takes and refuses what the real one does, with the same
 //! errors on the same operations and the same handles. `tests/parity.rs` holds it to that.
 //!
-//! Not imitated: nfacct objects are taken to exist, and addresses, list names and chain names to be well
+//! Not imitated: sets and nfacct objects are taken to exist, and addresses, list names and chain names to be well
 //! formed. It stands for Linux 6.18.
 
 pub mod balancer;

@@ -183,6 +183,7 @@ fn conntrack(states: &Negatable<CtStates>) -> [u8; 168] {
 }
 
 /// Flags of `linux/netfilter/xt_ipvs.h`.
+const XT_IPVS_IPVS_PROPERTY: u8 = 1 << 0;
 const XT_IPVS_PROTO: u8 = 1 << 1;
 const XT_IPVS_VADDR: u8 = 1 << 2;
 const XT_IPVS_VPORT: u8 = 1 << 3;
@@ -198,7 +199,7 @@ fn ipvs(protocol: Protocol, address: IpAddr, port: u16) -> [u8; 40] {
     info[16..32].fill(0xff);
     put(&mut info, 32, &port.to_be_bytes());
     info[34] = protocol.number();
-    info[39] = XT_IPVS_PROTO | XT_IPVS_VADDR | XT_IPVS_VPORT;
+    info[39] = XT_IPVS_IPVS_PROPERTY | XT_IPVS_PROTO | XT_IPVS_VADDR | XT_IPVS_VPORT;
     info
 }
 

@@ -113,6 +113,16 @@ impl SetId {
         SetSpec { name: self.name(family), kind: self.kind(), family, max_members: max_members(members) }
     }
 
+    /// The name of the set that is made to take this one's place when it needs more room.
+    pub fn larger_name(self, family: Family) -> SetName {
+        format!("{}{}", larger_prefix(family), self as u8).as_str().into()
+    }
+
+    /// Is it the name of such a set? One that is found was left by a run that was killed.
+    pub fn is_larger(name: &SetName, family: Family) -> bool {
+        name.as_str().starts_with(larger_prefix(family))
+    }
+
     fn bit(self) -> u32 {
         1 << self as u32
     }
@@ -127,6 +137,13 @@ pub fn max_members(count: usize) -> u32 {
         return DEFAULT;
     }
     count.saturating_add(count / 4).checked_next_power_of_two().unwrap_or(u32::MAX)
+}
+
+fn larger_prefix(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "KUBE-LARGER-",
+        Family::Ipv6 => "KUBE-6-LARGER-",
+    }
 }
 
 /// Which sets hold something.

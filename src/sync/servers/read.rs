@@ -9,8 +9,8 @@ use crate::netlink::Error;
 use crate::render::ipvs::SetId;
 use crate::ruleset::{Member, SetHeader, SetType, VirtualAddress};
 
+use super::ServerSync;
 use super::ledger::{Known, Real};
-use super::{ServerSync, larger_prefix};
 
 impl ServerSync {
     /// Reads all there is. What is not as it should be is then to be looked at.
@@ -46,8 +46,9 @@ impl ServerSync {
     fn read_sets(&mut self) -> Result<(), Error> {
         let headers = self.kernel.0.sets()?;
         self.sets.clear();
+        self.odd.clear();
         self.unusable.clear();
-        let stale = headers.iter().filter(|header| header.name.as_str().starts_with(larger_prefix(self.family)));
+        let stale = headers.iter().filter(|header| SetId::is_larger(&header.name, self.family));
         self.stale_sets = stale.map(|header| header.name.clone()).collect();
         for set in SetId::ALL {
             if let Some(header) = find(&headers, set, self.family) {
@@ -76,6 +77,10 @@ impl ServerSync {
             for member in self.kernel.0.members(&header.name)? {
                 self.ledger.find_member((set, member));
             }
+        }
+        if self.ledger.known_count(set) < header.members as usize {
+            self.odd.insert(set);
+            self.ground_lost = true;
         }
         Ok(())
     }

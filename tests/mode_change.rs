@@ -1,0 +1,217 @@
+//! From one mode to the other: what the old one left goes, as far as it is ours, once the rules of the new one are in.
+//! kube-proxy leaves it there.
+
+mod support;
+mod world;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sluice::config::{Mode, RuleConfig};
+use sluice::model::State;
+use sluice::netlink::Kernel as _;
+use sluice::netlink::fake::FakeKernel;
+use sluice::ruleset::{ChainName, Match, Negatable, Op, Place, Rule, Table, Transaction};
+use sluice::serve::Metrics;
+use sluice::sync::{FamilySync, Inputs, Summary};
+use support::golden::{FAMILIES, differences, flags, for_each, name, scenarios};
+use support::netns::Namespace;
+use support::proxy::BINARY;
+use support::{Scratch, require_root};
+use world::bench::{FAMILY, web};
+use world::{Random, World, config, facts};
+
+/// A node that is started in one mode after the other.
+struct Node {
+    kernel: FakeKernel,
+    state: State,
+}
+
+impl Node {
+    /// With Services of all kinds.
+    fn new() -> Self {
+        let (mut random, mut world) = (Random::new(7), World::default());
+        let mut state = State::new("node-a");
+        let history = (0..60).flat_map(|_| world.change(&mut random)).chain(web(9, 2));
+        for event in history.collect::<Vec<_>>() {
+            state.apply(event);
+        }
+        Self { kernel: FakeKernel::new(), state }
+    }
+
+    fn start(&mut self, mode: Mode) -> Summary {
+        let config = RuleConfig { mode, ..config() };
+        let inputs = Inputs { config: &config, facts: facts(), state: &self.state };
+        FamilySync::new(FAMILY, Arc::new(Metrics::new())).sync(&mut self.kernel, inputs).expect("a sync")
+    }
+
+    fn commit(&mut self, ops: impl IntoIterator<Item = Op>) {
+        let transaction = Transaction { family: FAMILY, ops: ops.into_iter().collect() };
+        self.kernel.commit(&transaction).expect("a change by another");
+    }
+
+    /// The rules and chains, by table, in no order.
+    fn lines(&self) -> BTreeSet<String> {
+        let mut table = "";
+        let saved = self.kernel.save(FAMILY);
+        let named = |line| {
+            table = str::strip_prefix(line, '*').unwrap_or(table);
+            format!("{table}: {line}")
+        };
+        saved.lines().map(named).collect()
+    }
+}
+
+/// What a node has that never was in another mode.
+fn fresh(mode: Mode) -> BTreeSet<String> {
+    let mut node = Node::new();
+    node.start(mode);
+    node.lines()
+}
+
+/// kubelet has this chain too, so nobody takes it away; and a table once made stays.
+fn is_shared(line: &str) -> bool {
+    line.contains("KUBE-FIREWALL") || line.starts_with("mangle: ") && !line.contains("KUBE-")
+}
+
+#[test]
+fn the_other_mode_leaves_nothing() {
+    let mut node = Node::new();
+    node.start(Mode::Iptables);
+    for (mode, sign) in [(Mode::Ipvs, "KUBE-IPVS-FILTER"), (Mode::Iptables, "KUBE-SVC-"), (Mode::Ipvs, "KUBE-NODE-PORT")] {
+        assert!(node.start(mode).operations > 0);
+        let (want, have) = (fresh(mode), node.lines());
+        assert!(have.iter().any(|line| line.contains(sign)), "{mode}: {have:#?}");
+        let extra: Vec<_> = have.difference(&want).filter(|line| !is_shared(line)).collect();
+        let missing: Vec<_> = want.difference(&have).collect();
+        assert!(extra.is_empty() && missing.is_empty(), "{mode}: left over {extra:#?}, missing {missing:#?}");
+        assert_eq!(node.start(mode).operations, 0, "{mode}: a second start");
+    }
+}
+
+/// The order counts: rules of the new mode first, so that no Service is without in between.
+#[test]
+fn what_is_left_goes_after_the_new_rules_are_in() {
+    for (from, to) in [(Mode::Iptables, Mode::Ipvs), (Mode::Ipvs, Mode::Iptables)] {
+        let mut node = Node::new();
+        node.start(from);
+        let before = node.lines();
+        // One transaction goes well, and the next one's answer is that it could not be done.
+        node.kernel.fail_commit_after(1, sluice::netlink::Error::Interrupted);
+        let config = RuleConfig { mode: to, ..config() };
+        let inputs = Inputs { config: &config, facts: facts(), state: &node.state };
+        FamilySync::new(FAMILY, Arc::new(Metrics::new())).sync(&mut node.kernel, inputs).expect_err("a failure");
+        let have = node.lines();
+        let missing: Vec<_> = fresh(to).difference(&have).cloned().collect();
+        assert!(missing.is_empty(), "{from} to {to}: {missing:#?}");
+        let hook = if from == Mode::Ipvs { "kubernetes ipvs access filter" } else { "kubernetes health check service ports" };
+        let stands = |lines: &BTreeSet<String>| lines.iter().any(|line| line.contains(hook));
+        assert!(stands(&before) && stands(&have), "{from} to {to}: what is left was to go last");
+        node.start(to);
+        assert!(!stands(&node.lines()), "{from} to {to}: the next start makes up for it");
+    }
+}
+
+fn jump(table: Table, from: &str, rule: Rule, to: &str) -> Op {
+    Op::AddRule { table, chain: from.into(), place: Place::Head, rule: rule.jump(to) }
+}
+
+#[test]
+fn only_what_a_mode_makes_is_taken_for_a_remainder() {
+    let mut node = Node::new();
+    node.start(Mode::Ipvs);
+    let foreign_jump = || Rule::new().comment("kubernetes ipvs access filter, but mine");
+    let narrowed = Rule::new().comment("kubernetes health check rules").matching(Match::Mark(Negatable::is((1, 1))));
+    node.commit([
+        Op::AddChain { table: Table::Filter, chain: "CNI".into() },
+        Op::AddChain { table: Table::Filter, chain: "KUBE-IPVS-FILTER-OF-SOMEBODY".into() },
+        jump(Table::Filter, "INPUT", foreign_jump(), "CNI"),
+        jump(Table::Filter, "FORWARD", Rule::new().comment("kubernetes ipvs access filter"), "CNI"),
+        // It leads to a chain of ours, which goes: the rule stays, and so does the chain, without its rules.
+        jump(Table::Filter, "INPUT", narrowed, "KUBE-NODE-PORT"),
+    ]);
+    node.kernel.add_foreign_rule(FAMILY, Table::Filter, &ChainName::from("INPUT")).expect("a chain");
+    node.start(Mode::Iptables);
+    let have = node.lines();
+    for line in [
+        "filter: -A INPUT -m comment --comment \"kubernetes ipvs access filter, but mine\" -j CNI",
+        "filter: -A FORWARD -m comment --comment \"kubernetes ipvs access filter\" -j CNI",
+        "filter: -A INPUT -m comment --comment \"kubernetes health check rules\" -m mark --mark 0x1/0x1 -j KUBE-NODE-PORT",
+        "filter: -A INPUT (foreign)",
+        "filter: :KUBE-IPVS-FILTER-OF-SOMEBODY - [0:0]",
+        "filter: :KUBE-NODE-PORT - [0:0]",
+    ] {
+        assert!(have.contains(line), "{line} is gone: {have:#?}");
+    }
+    let ours = [
+        "-j KUBE-IPVS-FILTER",
+        ":KUBE-IPVS-FILTER ",
+        "-A KUBE-NODE-PORT",
+        ":KUBE-LOAD-BALANCER",
+        "-A INPUT -m comment --comment \"kubernetes health check rules\" -j",
+    ];
+    for remainder in ours {
+        assert!(!have.iter().any(|line| line.contains(remainder)), "{remainder} stayed: {have:#?}");
+    }
+}
+
+/// The scenarios that both modes were measured in, and whose rules this machine's kernel takes.
+fn of_both_modes() -> Vec<PathBuf> {
+    let fits = |scenario: &PathBuf| FAMILIES.iter().all(|(_, _, dump)| !of_ipvs(scenario, dump).contains("-m ipvs "));
+    scenarios().into_iter().filter(fits).collect()
+}
+
+fn of_ipvs(scenario: &Path, dump: &str) -> String {
+    fs::read_to_string(scenario.join(format!("ipvs-{dump}"))).expect("a dump")
+}
+
+/// The golden rules as they are on a node that came from ipvs mode: the jump that both modes have stays where it was,
+/// behind those that are put in front of it. Of kube-proxy it would stay too.
+fn after_ipvs(golden: &str) -> String {
+    let is_it = |line: &&str| line.starts_with("-A FORWARD ") && line.ends_with("-j KUBE-FORWARD");
+    let kept = golden.lines().find(is_it).expect("the jump");
+    let last = golden.lines().rfind(|line| line.starts_with("-A FORWARD ")).expect("a jump");
+    let mut out = String::new();
+    for line in golden.lines().filter(|line| !is_it(line)) {
+        out.extend([line, "\n"]);
+        if line == last {
+            out.extend([kept, "\n"]);
+        }
+    }
+    out
+}
+
+#[test]
+fn iptables_mode_takes_over_from_kube_proxys_ipvs_mode() {
+    if !require_root("iptables_mode_takes_over_from_kube_proxys_ipvs_mode") {
+        return;
+    }
+    let scratch = Scratch::new("mode-change");
+    let scenarios = of_both_modes();
+    assert!(scenarios.len() > 30, "most scenarios fit");
+    for_each(&scenarios, |scenario| {
+        let node = Namespace::golden(&format!("mode-{}", name(scenario)));
+        node.feed(&["ipset", "restore"], &fs::read_to_string(scenario.join("ipvs-ipset.txt")).expect("a dump"));
+        for (_, tool, dump) in FAMILIES {
+            node.feed(&[&tool.replace("save", "restore")], &of_ipvs(scenario, dump));
+        }
+        let ran = node
+            .command(BINARY)
+            .args(flags(scenario))
+            .arg("--once")
+            .arg("--manifests")
+            .arg(scenario.join("objects.yaml"))
+            .output();
+        let ran = ran.expect("sluice");
+        assert!(ran.status.success(), "{}: {}", name(scenario), String::from_utf8_lossy(&ran.stderr));
+        let judge = |(family, tool, dump): (&str, &str, &str)| {
+            let want = scratch.file(&format!("{}-{dump}", name(scenario)));
+            fs::write(&want, after_ipvs(&fs::read_to_string(scenario.join(dump)).expect("a dump"))).expect("a file");
+            let found = differences(&scratch, &want, &node.output(&[tool]));
+            (!found.is_empty()).then(|| format!("{} {family}:\n{found}", name(scenario)))
+        };
+        FAMILIES.into_iter().filter_map(judge).collect()
+    });
+}
