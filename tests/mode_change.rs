@@ -213,7 +213,9 @@ fn iptables_mode_takes_over_from_kube_proxys_ipvs_mode() {
             let found = differences(&scratch, &want, &node.output(&[tool]));
             (!found.is_empty()).then(|| format!("{} {family}:\n{found}", name(scenario)))
         };
-        FAMILIES.into_iter().filter_map(judge).collect()
+        let sets = node.output(&["ipset", "list", "-n"]);
+        let sets = (!sets.is_empty()).then(|| format!("{}: sets stayed: {sets}", name(scenario)));
+        FAMILIES.into_iter().filter_map(judge).chain(sets).collect()
     });
 }
 
