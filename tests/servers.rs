@@ -400,6 +400,8 @@ fn what_is_refused_is_named_and_tried_again_and_the_rest_is_done() {
     assert!(bench.saved().contains("server 10.96.0.3:80/tcp"));
     let unfinished = r#"sluice_node_objects_unfinished{ip_family="IPv4"}"#;
     assert_eq!(bench.metric(unfinished).as_deref(), Some("1"));
+    bench.sync(web(4, 1));
+    assert!(bench.sync.servers().unwrap().is_unfinished(), "another change does not make it good");
     bench.balancer.lock().0.like_everything();
     bench.sync.servers_mut().unwrap().look_again();
     bench.try_sync().unwrap();

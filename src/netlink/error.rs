@@ -96,8 +96,8 @@ pub enum Error {
     /// The process is about to end: nothing was sent.
     #[error("stopped")]
     Stopped,
-    /// The rules changed while they were read: what was read is of several moments.
-    #[error("the rules changed while they were read")]
+    /// Somebody changed what was being read: what was read is of several moments.
+    #[error("somebody changed rules, servers or addresses while they were read")]
     Interrupted,
     /// The operations of a transaction that could not be done; nothing of it was applied.
     #[error("{}", RefusedText(.0))]

@@ -14,7 +14,7 @@ use super::{NodeOp, Sent};
 /// The kernel works inside the send; what is waited for is there.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How often a listing is begun again because somebody changed things meanwhile.
-const MAX_TRIES: usize = 10;
+pub(super) const MAX_TRIES: usize = 10;
 /// What an answer takes of the receive buffer, with the management of its memory.
 const BYTES_PER_ANSWER: usize = 1 << 10;
 
@@ -50,36 +50,48 @@ impl Talk {
         read: &dyn Fn(&Message<'_>) -> Option<T>,
     ) -> Result<Vec<T>, Error> {
         for _ in 0..MAX_TRIES {
-            let mut found = Vec::new();
-            let interrupted = self.converse(step, flag::DUMP, write, &mut |message| found.extend(read(message)))?;
-            if !interrupted {
+            let (found, how) = self.list_once(step, write, read)?;
+            if !how.interrupted {
                 return Ok(found);
             }
         }
         Err(Error::Interrupted)
     }
 
-    /// Sends one message and takes its answers up to the last; true where a listing was interrupted.
+    /// Lists once, and tells how far that can be trusted.
+    pub fn list_once<T>(
+        &mut self,
+        step: Step,
+        write: &dyn Fn(&mut Writer, Head),
+        read: &dyn Fn(&Message<'_>) -> Option<T>,
+    ) -> Result<(Vec<T>, Heard), Error> {
+        let mut found = Vec::new();
+        let how = self.converse(step, flag::DUMP, write, &mut |message| found.extend(read(message)))?;
+        Ok((found, how))
+    }
+
+    /// Sends one message and takes its answers up to the last.
     fn converse(
         &mut self,
         step: Step,
         flags: u16,
         write: &dyn Fn(&mut Writer, Head),
         visit: &mut dyn FnMut(&Message<'_>),
-    ) -> Result<bool, Error> {
+    ) -> Result<Heard, Error> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = Writer::default();
         write(&mut request, Head { kind: 0, flags, sequence: self.sequence });
         self.socket.send(request.as_bytes())?;
-        let mut interrupted = false;
+        let mut heard = Heard::default();
         loop {
             let Some(datagram) = self.socket.receive(PATIENCE)? else { return Err(Error::NoAnswer { step, after: PATIENCE }) };
+            heard.datagrams += 1;
             for message in Messages(datagram).filter(|message| message.head.sequence == self.sequence) {
-                interrupted |= message.head.flags & flag::DUMP_INTERRUPTED != 0;
+                heard.interrupted |= message.head.flags & flag::DUMP_INTERRUPTED != 0;
                 match message.head.kind {
                     NLMSG_DONE | NLMSG_ERROR => {
                         return match Errno(message.error_number()) {
-                            Errno(0) => Ok(interrupted),
+                            Errno(0) => Ok(heard),
                             errno => Err(Error::said(step, errno, message.error_text())),
                         };
                     }
@@ -148,6 +160,15 @@ impl Talk {
         while let Ok(Some(_)) | Err(Error::Failed { errno: Errno::ENOBUFS, .. }) = self.socket.receive(Duration::ZERO) {}
         Error::AnswersLost { errno: Errno::ENOBUFS }
     }
+}
+
+/// How an answer came.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Heard {
+    /// The kernel says of a listing that somebody changed things meanwhile.
+    pub interrupted: bool,
+    /// That of a listing's end counts too.
+    pub datagrams: usize,
 }
 
 /// What goes in one send.

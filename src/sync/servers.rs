@@ -13,6 +13,7 @@ mod audit;
 mod drains;
 mod ledger;
 mod read;
+mod send;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem;
@@ -23,13 +24,14 @@ use std::time::Instant;
 use crate::config::RuleConfig;
 use crate::model::{Changes, ObjectKey, Service, State};
 use crate::net::{Family, Protocol};
-use crate::netlink::{Balancer, Errno, Error, Refusal};
+use crate::netlink::{Balancer, Error};
 use crate::render::ipvs::{Filled, SetId, max_members};
 use crate::render::{self, Context};
 use crate::ruleset::{Member, NodeOp, SetName, SetSpec, SetType, VirtualAddress};
 use crate::serve::Metrics;
 use drains::Drains;
-use ledger::{Dirty, Known, Ledger, Real, SetMember};
+use ledger::{Dirty, Ledger, Real, SetMember};
+use send::Refusals;
 
 /// Each endpoint gets the same share.
 const WEIGHT: u32 = 1;
@@ -98,15 +100,6 @@ impl Places {
             interfaces: state.addresses().filter(|address| Family::of(*address) == family).collect(),
         }
     }
-}
-
-/// What the kernel would not do.
-#[derive(Debug, Default)]
-struct Refusals {
-    /// With this sync: what, for whom, and what the kernel said.
-    now: BTreeMap<String, String>,
-    /// What has been said already.
-    told: BTreeMap<String, String>,
 }
 
 impl ServerSync {
@@ -184,8 +177,9 @@ impl ServerSync {
 
     /// Makes what is wanted and not there, but for the addresses.
     pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
-        self.refusals.now.clear();
         if self.unread {
+            // What was refused is tried again with what is found now.
+            self.refusals.now.clear();
             self.read_everything(config)?;
         }
         self.ground_lost = false;
@@ -340,153 +334,10 @@ impl ServerSync {
         ops
     }
 
-    /// Sends operations, and writes down what became of each.
-    fn apply(&mut self, ops: Vec<NodeOp>) -> Result<(), Error> {
-        if ops.is_empty() {
-            return Ok(());
-        }
-        let sent = self.kernel.0.apply(&ops).inspect_err(|error| self.failed(error))?;
-        self.done.operations += ops.len();
-        self.done.sends += sent.sends;
-        self.done.bytes += sent.bytes;
-        self.metrics.node_operations_sent(self.family, ops.len() as u64, sent.refused.len() as u64);
-        let mut refused: BTreeMap<usize, Refusal> = sent.refused.into_iter().map(|refusal| (refusal.op, refusal)).collect();
-        for (index, op) in ops.into_iter().enumerate() {
-            match refused.remove(&index) {
-                None => self.learn(op),
-                Some(refusal) if is_moot(&op, refusal.errno) => self.learn(op),
-                Some(refusal) => self.refused(&op, &refusal),
-            }
-        }
-        Ok(())
-    }
-
-    fn failed(&mut self, error: &Error) {
-        self.unread = true;
-        error.errno().iter().for_each(|errno| self.metrics.netlink_failed(errno.0));
-    }
-
-    /// Writes down what was done.
-    fn learn(&mut self, op: NodeOp) {
-        match op {
-            NodeOp::AddServer { at, server } => self.ledger.learn_server(at, Some(Known { server, reals: Vec::new() })),
-            NodeOp::EditServer { at, server } => {
-                let reals = self.ledger.reals_mut(&at).map(mem::take).unwrap_or_default();
-                self.ledger.learn_server(at, Some(Known { server, reals }));
-            }
-            NodeOp::DeleteServer { at } => self.ledger.learn_server(at, None),
-            NodeOp::AddReal { at, real, weight } | NodeOp::EditReal { at, real, weight } => {
-                let now = Real { address: real, weight, masquerades: true };
-                if let Some(reals) = self.ledger.reals_mut(&at) {
-                    match reals.iter_mut().find(|known| known.address == real) {
-                        Some(known) => *known = now,
-                        None => reals.push(now),
-                    }
-                }
-            }
-            NodeOp::DeleteReal { at, real } => {
-                self.ledger.reals_mut(&at).into_iter().for_each(|reals| reals.retain(|known| known.address != real));
-            }
-            NodeOp::CreateSet(spec) => {
-                let room = room_of(&spec);
-                if let Some(set) = self.set_id(&spec.name) {
-                    self.sets.insert(set, room);
-                }
-            }
-            NodeOp::AddMember { set, member } => self.learn_member(&set, member, true),
-            NodeOp::DeleteMember { set, member } => self.learn_member(&set, member, false),
-            NodeOp::SwapSets { .. } | NodeOp::DestroySet(_) => {}
-            NodeOp::RemoveDevice => self.addresses = None,
-            NodeOp::MakeDevice => self.addresses = Some(HashSet::new()),
-            NodeOp::AddAddress(address) => {
-                self.addresses.get_or_insert_default().insert(address);
-            }
-            NodeOp::DeleteAddress(address) => {
-                if let Some(known) = &mut self.addresses {
-                    known.remove(&address);
-                }
-            }
-        }
-    }
-
-    fn learn_member(&mut self, set: &SetName, member: Member, known: bool) {
-        if let Some(set) = self.set_id(set) {
-            self.ledger.learn_member((set, member), known);
-        }
-    }
-
-    /// Which of our sets has this name; `None` for one that is about to take another's place.
-    fn set_id(&self, name: &SetName) -> Option<SetId> {
-        SetId::ALL.into_iter().find(|set| set.name(self.family) == *name)
-    }
-
-    /// Writes down what the kernel would not do. What follows from it is not told: the real servers of a virtual server
-    /// that could not be made.
-    fn refused(&mut self, op: &NodeOp, refusal: &Refusal) {
-        self.metrics.netlink_failed(refusal.errno.0);
-        let object = self.object(op);
-        self.refusals.now.entry(object).or_insert_with(|| format!("cannot {op}: {}", refusal.errno));
-    }
-
-    /// What an operation is about, in an operator's words.
-    fn object(&self, op: &NodeOp) -> String {
-        match op {
-            NodeOp::AddServer { at, .. }
-            | NodeOp::EditServer { at, .. }
-            | NodeOp::DeleteServer { at }
-            | NodeOp::AddReal { at, .. }
-            | NodeOp::EditReal { at, .. }
-            | NodeOp::DeleteReal { at, .. } => match self.ledger.wanted(at) {
-                Some((service, _)) => format!("virtual server {at} of Service {service}"),
-                None => format!("virtual server {at}, which no Service wants"),
-            },
-            NodeOp::CreateSet(SetSpec { name: set, .. })
-            | NodeOp::AddMember { set, .. }
-            | NodeOp::DeleteMember { set, .. }
-            | NodeOp::SwapSets { other: set, .. }
-            | NodeOp::DestroySet(set) => format!("set {set}"),
-            NodeOp::MakeDevice | NodeOp::RemoveDevice => "device kube-ipvs0".to_owned(),
-            NodeOp::AddAddress(address) | NodeOp::DeleteAddress(address) => format!("local address {address}"),
-        }
-    }
-
-    /// Each refusal is told once, and once more when the kernel gives another reason.
-    fn tell_refusals(&mut self) {
-        for (set, why) in &self.unusable {
-            self.refusals.now.insert(format!("set {}", set.name(self.family)), why.clone());
-        }
-        for (object, why) in &self.refusals.now {
-            if self.refusals.told.get(object) != Some(why) {
-                tracing::error!("{} {object}: {why}; the others go on, this is tried again", self.family);
-            }
-        }
-        for object in self.refusals.told.keys().filter(|object| !self.refusals.now.contains_key(*object)) {
-            tracing::info!("{} {object}: it is as it should be now", self.family);
-        }
-        self.refusals.told = self.refusals.now.clone();
-        self.tell_contests();
-    }
-
-    /// Two Services with one external IP and port: kube-proxy gives it to either, as it happens to go through them.
-    fn tell_contests(&mut self) {
-        let contested = self.ledger.contested();
-        for (at, services) in contested.iter().filter(|(at, _)| !self.contested.contains(at)) {
-            let services: Vec<_> = services.iter().map(ToString::to_string).collect();
-            tracing::warn!("virtual server {at} is wanted by the Services {}: the first of them has it", services.join(", "));
-        }
-        self.contested = contested.keys().copied().collect();
-    }
-
     fn report(&self) {
         let (unfinished, draining) = (self.refusals.now.len() as u64, self.drains.count() as u64);
         self.metrics.servers_counted(self.family, self.ledger.known_server_count() as u64, unfinished, draining);
     }
-}
-
-/// Was refused because there was nothing to delete: somebody else did it.
-fn is_moot(op: &NodeOp, errno: Errno) -> bool {
-    let deletes = matches!(op, NodeOp::DeleteServer { .. } | NodeOp::DeleteReal { .. } | NodeOp::DestroySet(_));
-    deletes && matches!(errno, Errno::ENOENT | Errno::ESRCH)
 }
 
 fn room_of(spec: &SetSpec) -> usize {

@@ -12,7 +12,7 @@ use super::attr::{Head, Message, Writer};
 use super::errno::Errno;
 use super::error::{Error, Step};
 use super::socket::Peer;
-use super::talk::{Talk, refusal};
+use super::talk::{MAX_TRIES, Talk, refusal};
 use super::{NodeOp, RealServer, Sent, VirtualAddress, VirtualServer};
 use crate::net::{Family, Protocol, Scheduler};
 use crate::ruleset::ServerFlags;
@@ -25,6 +25,8 @@ const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 /// A message is some 100 bytes long: 10,000 in one send.
 const PIECE: usize = 1 << 20;
+/// Datagrams of a listing that the kernel made at one moment: what there is, and that this is all.
+const IN_ONE_PIECE: usize = 2;
 /// What a scheduler is tried out with, as kube-proxy does: the network of documentation TEST-NET-2.
 const PROBE: (Ipv4Addr, u16) = (Ipv4Addr::new(198, 51, 100, 0), 20_000);
 
@@ -79,19 +81,20 @@ impl VirtualServers {
 
     /// The virtual servers of a family, not those of firewall marks.
     pub fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
-        let of_family = |message: &Message<'_>| read_server(message).filter(|(at, _)| at.family() == family);
-        self.list(Step::ReadServers, command::GET_SERVICE, &|_| {}, &of_family)
+        let mut found = self.list(Step::ReadServers, command::GET_SERVICE, &|_| {}, &read_server)?;
+        found.retain(|(at, _)| at.family() == family);
+        Ok(found)
     }
 
     /// The real servers of a virtual server; none where it does not exist.
     pub fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
-        let read = |message: &Message<'_>| read_real(of, message);
+        let read = |message: &Message<'_>| read_real(of, message).map(|real| (real.address, real));
         match self.list(Step::ReadRealServers, command::GET_DEST, &|w| write_server(w, of, None), &read) {
             Err(Error::Failed { errno: Errno::ESRCH | Errno::ENOENT, .. }) => Ok(Vec::new()),
             Err(Error::Failed { step: step @ Step::ReadRealServers, errno, .. }) => {
                 Err(Error::said(step, errno, Some(of.to_string())))
             }
-            other => other,
+            other => Ok(other?.into_iter().map(|(_, real)| real).collect()),
         }
     }
 
@@ -163,15 +166,30 @@ impl VirtualServers {
         self.talk.ask(step, &|w, head| w.message(Head { kind: family, ..head }, &header(command), body), visit)
     }
 
-    fn list<T>(
+    /// The kernel goes on with a listing by counting what it has shown already, also in other network namespaces (their
+    /// virtual servers are in one table with ours), and does not say when others came in between. So what does not come
+    /// in one piece is right when it comes the same twice, and tells nothing twice.
+    fn list<K: Clone + Ord, T>(
         &mut self,
         step: Step,
         command: u8,
         body: &dyn Fn(&mut Writer),
-        read: &dyn Fn(&Message<'_>) -> Option<T>,
-    ) -> Result<Vec<T>, Error> {
+        read: &dyn Fn(&Message<'_>) -> Option<(K, T)>,
+    ) -> Result<Vec<(K, T)>, Error> {
         let family = self.family;
-        self.talk.list(step, &|w, head| w.message(Head { kind: family, ..head }, &header(command), body), read)
+        let write = |w: &mut Writer, head| w.message(Head { kind: family, ..head }, &header(command), body);
+        let mut before: Option<Vec<K>> = None;
+        for _ in 0..MAX_TRIES {
+            let (found, how) = self.talk.list_once(step, &write, read)?;
+            let mut keys: Vec<_> = found.iter().map(|(key, _)| key.clone()).collect();
+            keys.sort_unstable();
+            let is_sound = !how.interrupted && keys.is_sorted_by(|one, next| one < next);
+            if is_sound && (how.datagrams <= IN_ONE_PIECE || before.as_ref() == Some(&keys)) {
+                return Ok(found);
+            }
+            before = is_sound.then_some(keys);
+        }
+        Err(Error::Interrupted)
     }
 }
 
