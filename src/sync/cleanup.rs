@@ -178,7 +178,7 @@ struct Remains {
 
 impl Remains {
     fn find(balancer: &mut dyn Balancer, bounds: Bounds<'_>) -> Result<Self, Error> {
-        let found = balancer.sets()?;
+        let found = none_without(balancer.sets())?;
         let is_larger = |header: &&SetHeader| Family::ALL.iter().any(|&family| SetId::is_larger(&header.name, family));
         let larger = found.iter().filter(is_larger).map(|header| header.name.clone()).collect();
         let mut remains = Self { sets: our_sets(&found), larger, ..Self::default() };
@@ -191,7 +191,7 @@ impl Remains {
         if remains.has_device || !remains.sets.is_empty() {
             let named = Named::read(balancer, &remains.sets)?;
             for family in Family::ALL {
-                let servers = balancer.servers(family)?.into_iter().map(|(at, _)| at);
+                let servers = none_without(balancer.servers(family))?.into_iter().map(|(at, _)| at);
                 remains
                     .servers
                     .extend(servers.filter(|at| remains.addresses.contains(&at.address.ip()) || named.contains(at, bounds)));
@@ -209,6 +209,14 @@ impl Remains {
         ops.extend(self.has_device.then_some(NodeOp::RemoveDevice));
         ops.extend(self.larger.into_iter().chain(self.sets.into_iter().map(|(_, name)| name)).map(NodeOp::DestroySet));
         ops
+    }
+}
+
+/// Where the kernel has no such thing there is none of ours.
+fn none_without<T>(found: Result<Vec<T>, Error>) -> Result<Vec<T>, Error> {
+    match found {
+        Err(Error::Unsupported { .. }) => Ok(Vec::new()),
+        found => found,
     }
 }
 
