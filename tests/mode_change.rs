@@ -5,10 +5,9 @@ mod support;
 mod world;
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
-use std::{env, fs};
 
 use sluice::config::{Mode, RuleConfig};
 use sluice::model::State;
@@ -18,6 +17,7 @@ use sluice::ruleset::{ChainName, Match, Negatable, Op, Place, Rule, Table, Trans
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use support::golden::{FAMILIES, differences, flags, for_each, name, scenarios};
+use support::machine::Machine;
 use support::netns::Namespace;
 use support::proxy::BINARY;
 use support::{Scratch, require_root};
@@ -224,16 +224,8 @@ const IN_GUEST: &str = r#"uname -r; modprobe -a ip_vs ip_set dummy; "$0" --ignor
 
 #[test]
 fn modes_change_on_linux_6_1() {
-    let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/vmrun");
-    let tests = env::current_exe().expect("this program");
-    let run = Command::new(machine).args(["--timeout", "280", "--", "sh", "-ec", IN_GUEST]).arg(tests).output().expect("vmrun");
-    let (out, log) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    if run.status.code() == Some(125) && env::var_os("CI").is_none() {
-        eprintln!("not run on Linux 6.1, there is no virtual machine here (e2e/vmrun --setup makes one ready): {log}");
-        return;
-    }
-    assert!(run.status.success(), "{}\n{out}\n{log}", run.status);
-    assert!(out.starts_with("6.1.") && out.contains("test result: ok. 2 passed"), "{out}");
+    let Some(machine) = Machine::run(&Scratch::new("mode-change-machine"), IN_GUEST) else { return };
+    assert!(machine.failures.is_empty(), "{}", machine.failures.join("\n"));
 }
 
 /// A node with a kernel that has IPVS.
