@@ -135,7 +135,9 @@ impl ServerSync {
         let moved = if changes.addresses || changes.global { self.moved(context, config) } else { BTreeSet::new() };
         if changes.global {
             let gone: Vec<_> = self.ledger.services().filter(|key| context.state.service(key).is_none()).cloned().collect();
-            gone.iter().for_each(|key| self.want(context, key));
+            for key in &gone {
+                self.want(context, key);
+            }
             context.state.services().for_each(|(key, _)| self.want(context, key));
         } else {
             changes.services.union(&moved).for_each(|key| self.want(context, key));

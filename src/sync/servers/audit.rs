@@ -93,7 +93,9 @@ impl ServerSync {
         let found: BTreeMap<_, _> = self.kernel.0.servers(self.family)?.into_iter().collect();
         let missing: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).filter(|at| !found.contains_key(at)).collect();
         let mut different = missing.len();
-        missing.into_iter().for_each(|at| self.ledger.find_server(at, None));
+        for at in missing {
+            self.ledger.find_server(at, None);
+        }
         for (at, server) in found {
             let known = self.ledger.known(&at);
             if known.is_some_and(|known| known.server == server) || (known.is_none() && !self.is_ours(&at, config)) {
