@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::error::Error;
-use super::ipset::SetKernel;
-use super::ipvs::VirtualServers;
-use super::link::{LocalAddresses, Style};
+use super::ipset::{self, SetKernel};
+use super::ipvs::{self, VirtualServers};
+use super::link::{self, LocalAddresses, Style};
 use super::{Balancer, Sent};
 use crate::net::Family;
 use crate::ruleset::{Member, NodeOp, RealServer, SetHeader, SetName, VirtualAddress, VirtualServer};
@@ -57,6 +57,16 @@ impl NodeBalancer {
         let opened = self.servers.take().map_or_else(VirtualServers::open, Ok)?;
         Ok(self.servers.insert(opened))
     }
+}
+
+/// For benchmarks: encodes operations as [`NodeBalancer`] would to send them, and sends nothing. Gives their length.
+pub fn encode(ops: &[NodeOp], style: Style) -> usize {
+    let lengths = ops.chunk_by(|a, b| Part::of(a) == Part::of(b)).map(|run| match Part::of(&run[0]) {
+        Part::Servers => ipvs::encode(run),
+        Part::Sets => ipset::encode(run),
+        Part::Addresses => link::encode(run, style),
+    });
+    lengths.sum()
 }
 
 impl Balancer for NodeBalancer {

@@ -12,7 +12,7 @@ use super::attr::{Head, Message, Writer, flag};
 use super::errno::Errno;
 use super::error::{Error, Refusal, Step};
 use super::socket::Peer;
-use super::talk::{Talk, refusal};
+use super::talk::{self, Talk, refusal};
 use super::{NodeOp, Sent};
 use crate::net::Family;
 
@@ -205,6 +205,14 @@ impl LocalAddresses {
             w.message(Head { kind: RTM_GETROUTE, ..head }, &fixed, |_| {});
         };
         self.talk.list(Step::ReadRoutes, &request, &read_route)
+    }
+}
+
+/// For benchmarks: the length of what [`LocalAddresses::apply`] would send for addresses, once it is encoded.
+pub(super) fn encode(ops: &[NodeOp], style: Style) -> usize {
+    match style {
+        Style::Device => talk::encode(ops, PIECE, &|w, head, op| write_address(w, head, LOOPBACK, op)),
+        Style::Routes => talk::encode(ops, PIECE, &write_route),
     }
 }
 

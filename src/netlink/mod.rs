@@ -16,7 +16,7 @@ mod nft;
 mod socket;
 mod talk;
 
-pub use balancer::NodeBalancer;
+pub use balancer::{NodeBalancer, encode};
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
 pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};

@@ -12,7 +12,7 @@ use super::attr::{Head, Message, Writer};
 use super::errno::Errno;
 use super::error::{Error, Step};
 use super::socket::Peer;
-use super::talk::{MAX_TRIES, Talk, refusal};
+use super::talk::{self, MAX_TRIES, Talk, refusal};
 use super::{NodeOp, RealServer, Sent, VirtualAddress, VirtualServer};
 use crate::net::{Family, Protocol, Scheduler};
 use crate::ruleset::ServerFlags;
@@ -191,6 +191,11 @@ impl VirtualServers {
         }
         Err(Error::Interrupted)
     }
+}
+
+/// For benchmarks: the length of what [`VirtualServers::apply`] would send, once it is encoded.
+pub(super) fn encode(ops: &[NodeOp]) -> usize {
+    talk::encode(ops, PIECE, &write_op)
 }
 
 /// What the kernel lacks where it does not know a scheduler.
