@@ -83,8 +83,8 @@ pub struct FamilySync {
     left_out: BTreeMap<ObjectKey, LeftOut>,
     /// In ipvs mode: what there is beside rules.
     servers: Option<ServerSync>,
-    /// The sets that the mode's rules were made for.
-    filled: Filled,
+    /// The sets that the mode's rules were made for, and those that they had to do without.
+    filled: (Filled, Filled),
 }
 
 /// What was programmed for one Service.
@@ -132,7 +132,7 @@ impl FamilySync {
             without_local: Counts::default(),
             left_out: BTreeMap::new(),
             servers: None,
-            filled: Filled::default(),
+            filled: Default::default(),
         }
     }
 
@@ -225,7 +225,7 @@ impl FamilySync {
         self.pending.services.extend(moved);
         servers.make(config)?;
         // A set that is about to become empty keeps its rules until it is.
-        self.fill(&mut context, servers.filled().and(self.filled), servers.unusable());
+        self.fill(&mut context, servers.filled().and(self.filled.0), servers.unusable());
         let rules = self.sync_rules(kernel, &context, config);
         if matches!(rules, Err(netlink::Error::Stopped)) {
             return rules;
@@ -234,7 +234,7 @@ impl FamilySync {
         // A rule may have been refused because somebody took its set away.
         let mut summary = rules.inspect_err(|_| servers.look_again())?;
         finished?;
-        if self.filled != servers.filled() {
+        if self.filled.0 != servers.filled() {
             self.fill(&mut context, servers.filled(), servers.unusable());
             summary = summary.and(self.sync_rules(kernel, &context, config)?);
         }
@@ -248,8 +248,8 @@ impl FamilySync {
     /// Has the mode's rules made anew where other sets are filled than they were made for.
     fn fill(&mut self, context: &mut Context<'_>, filled: Filled, unusable: Filled) {
         context.fill(filled, unusable);
-        if self.filled != filled {
-            self.filled = filled;
+        if self.filled != (filled, unusable) {
+            self.filled = (filled, unusable);
             self.pending.addresses = true;
         }
     }

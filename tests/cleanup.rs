@@ -6,6 +6,7 @@ mod world;
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::process::Output;
 
 use sluice::config::{Mode, RuleConfig};
@@ -157,6 +158,15 @@ fn virtual_servers_in_ranges_of_others_stay() {
     assert_eq!((removed.servers, removed.addresses, removed.sets), (4, 2, 34));
     let stays = "server 10.96.0.1:443/tcp rr\n  real 10.244.0.1:6443 weight 1\nserver [fd00:10:96::1]:443/tcp rr\n";
     assert_eq!(balancer.save(), stays);
+}
+
+/// The module that was there is not there any more, or never came.
+#[test]
+fn sets_and_device_go_where_there_is_no_ipvs() {
+    let mut balancer = node_in_ipvs_mode();
+    balancer.lose_ipvs();
+    let removed = remove_balancing(&mut balancer, BOUNDS, &mut no_pause).expect("a removal");
+    assert_eq!((removed.servers, removed.sets, balancer.save().as_str()), (0, 34, ""));
 }
 
 #[test]
@@ -334,35 +344,34 @@ fn nothing_of_kube_proxys_rules_is_left() {
     let names = ["dual-stack", "external-ips-local", "nodeport-local", "session-affinity", "terminating-local"];
     let scenarios: Vec<_> = scenarios().into_iter().filter(|scenario| names.contains(&name(scenario))).collect();
     assert_eq!(scenarios.len(), names.len());
-    for_each(&scenarios, |scenario| {
-        let dump = |file: &str| fs::read_to_string(scenario.join(file)).expect("a dump");
-        let mut failures = Vec::new();
-        for mode in ["", "ipvs-"] {
-            let node = Namespace::golden(&format!("cleanup-{mode}{}", name(scenario)));
-            make_counters(&node);
-            node.feed(&["ipset", "restore"], &dump("ipvs-ipset.txt"));
-            for (_, tool, file) in FAMILIES {
-                let restore = tool.replace("save", "restore");
-                node.feed(&[&restore], OTHERS);
-                let before = saved(&node, tool);
-                node.feed(&[&restore, "--noflush"], &dump(&format!("{mode}{file}")));
-                assert!(saved(&node, tool).len() > before.len() + 20, "{}: the rules are there", name(scenario));
-                let ran = clean_up(&node);
-                let mut after = saved(&node, tool);
-                let kubelets = after.len();
-                after.retain(|line| !line.contains("KUBE-FIREWALL"));
-                let kubelets = kubelets - after.len();
-                let is_ipv4 = tool == "iptables-save";
-                // The rule in it is for IPv4 alone.
-                let wanted = if mode.is_empty() { 3 + usize::from(is_ipv4) } else { 0 };
-                if !ran.status.success() || after != before || kubelets != wanted {
-                    let log = String::from_utf8_lossy(&ran.stderr);
-                    failures.push(format!("{} {mode}{file}: {kubelets} of kubelet's, {log}\n{after:#?}", name(scenario)));
-                }
-            }
-        }
-        failures
+    for_each(&scenarios, |scenario| ["", "ipvs-"].iter().filter_map(|mode| not_cleaned_up(scenario, mode)).collect());
+}
+
+/// What is wrong after `--cleanup` over the rules and sets of a scenario's dumps, of the mode that their names begin with.
+fn not_cleaned_up(scenario: &Path, mode: &str) -> Option<String> {
+    let dump = |file: &str| fs::read_to_string(scenario.join(file)).expect("a dump");
+    let node = Namespace::golden(&format!("cleanup-{mode}{}", name(scenario)));
+    make_counters(&node);
+    node.feed(&["ipset", "restore"], &dump("ipvs-ipset.txt"));
+    let before = FAMILIES.map(|(_, tool, file)| {
+        let restore = tool.replace("save", "restore");
+        node.feed(&[&restore], OTHERS);
+        let before = saved(&node, tool);
+        node.feed(&[&restore, "--noflush"], &dump(&format!("{mode}{file}")));
+        assert!(saved(&node, tool).len() > before.len() + 20, "{}: the rules are there", name(scenario));
+        before
     });
+    let ran = clean_up(&node);
+    let after = FAMILIES.map(|(_, tool, _)| saved(&node, tool));
+    let is_kubelets = |line: &&String| line.contains("KUBE-FIREWALL");
+    let rest = after.clone().map(|lines| lines.into_iter().filter(|line| !is_kubelets(&line)).collect::<Vec<_>>());
+    let kubelets = after.clone().map(|lines| lines.iter().filter(is_kubelets).count());
+    // The chain, two jumps, and a rule that is for IPv4 alone.
+    let wanted = if mode.is_empty() { [4, 3] } else { [0, 0] };
+    let sets = node.output(&["ipset", "list", "-n"]);
+    let right = ran.status.success() && rest == before && kubelets == wanted && sets.is_empty();
+    let log = String::from_utf8_lossy(&ran.stderr);
+    (!right).then(|| format!("{} {mode}: {log}\nsets {sets}\n{after:#?}", name(scenario)))
 }
 
 #[test]

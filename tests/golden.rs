@@ -7,11 +7,11 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use support::golden::{
-    FAMILIES, GOLDEN, NODE_IPS, differences, dumps_differ, flags, flags_of, folders, for_each, name, scenarios,
+    FAMILIES, GOLDEN, NODE_IPS, Objects, differences, dumps_differ, flags, flags_of, folders, for_each, name, scenarios, steps,
 };
 use support::ipvs::{self, DUMPS, Origin};
 use support::netns::{Namespace, Process};
@@ -122,30 +122,6 @@ fn rules_of_odd_flags_are_programmed_as_rendered() {
     }
 }
 
-/// The steps of a sequence: number, and whether it deletes.
-fn steps(sequence: &Path) -> Vec<(String, bool)> {
-    let step = |path: PathBuf| {
-        let file = name(&path).to_owned();
-        let (number, kind) = file.split_once('.')?;
-        matches!(kind, "yaml" | "delete.yaml").then(|| (number.to_owned(), kind == "delete.yaml"))
-    };
-    let entries = fs::read_dir(sequence).expect("a sequence").map(|entry| entry.expect("an entry").path());
-    let mut steps: Vec<_> = entries.filter_map(step).collect();
-    steps.sort();
-    assert!(!steps.is_empty(), "no step in {}", sequence.display());
-    steps
-}
-
-/// The documents of a step's file by what they are: kind, namespace and name.
-fn documents(file: &Path) -> Vec<(String, serde_json::Value)> {
-    let text = fs::read_to_string(file).expect("a step");
-    let parsed = text.split("\n---\n").map(|document| serde_norway::from_str::<serde_json::Value>(document).expect("YAML"));
-    let parsed = parsed.filter(|object| !object.is_null());
-    parsed
-        .map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object))
-        .collect()
-}
-
 #[test]
 fn each_step_of_a_sequence_is_kube_proxys() {
     if !require_root("each_step_of_a_sequence_is_kube_proxys") {
@@ -154,21 +130,13 @@ fn each_step_of_a_sequence_is_kube_proxys() {
     let scratch = Scratch::new("golden-sequences");
     for_each(&folders(&Path::new(GOLDEN).join("sequences"), |_| true), |sequence| {
         let node = Namespace::golden(&format!("golden-{}", name(sequence)));
-        let manifest = scratch.file(&format!("{}.json", name(sequence)));
-        let mut objects = std::collections::BTreeMap::new();
+        let mut objects = Objects::new(scratch.file(&format!("{}.json", name(sequence))));
         let mut process: Option<Process> = None;
-        for (step, deletes) in steps(sequence) {
-            let file = sequence.join(format!("{step}{}", if deletes { ".delete.yaml" } else { ".yaml" }));
-            for (key, object) in documents(&file) {
-                if deletes { drop(objects.remove(&key)) } else { drop(objects.insert(key, object)) }
-            }
-            let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": objects.values().collect::<Vec<_>>()});
-            let new = manifest.with_extension("new");
-            fs::write(&new, list.to_string()).expect("a manifest");
-            fs::rename(&new, &manifest).expect("a manifest");
+        for (step, file) in steps(sequence) {
+            objects.take(&file);
             process.get_or_insert_with(|| {
                 let mut command = node.command(SLUICE);
-                command.args(flags(sequence)).arg("--manifests").arg(&manifest);
+                command.args(flags(sequence)).arg("--manifests").arg(objects.manifest());
                 Process::start(command.stderr(std::process::Stdio::null()))
             });
             let mut found = None;

@@ -48,7 +48,8 @@ for module in $(grep -o '^ip_vs_[a-z]*' /proc/modules) ip_vs; do /run/vmrun/busy
 fn on_linux_6_1() {
     let machine = Path::new(env!("CARGO_MANIFEST_DIR")).join("e2e/vmrun");
     let tests = std::env::current_exe().unwrap();
-    let run = Command::new(machine).args(["--timeout", "300", "--", "bash", "-ec", IN_GUEST]).arg(tests).output().unwrap();
+    // It takes two minutes and more where other tests run beside it.
+    let run = Command::new(machine).args(["--timeout", "600", "--", "bash", "-ec", IN_GUEST]).arg(tests).output().unwrap();
     let (out, log) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     if run.status.code() == Some(125) && std::env::var_os("CI").is_none() {
         eprintln!("not run, there is no virtual machine here (e2e/vmrun --setup makes one ready): {log}");

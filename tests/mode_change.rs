@@ -17,6 +17,7 @@ use sluice::ruleset::{ChainName, Match, Negatable, Op, Place, Rule, Table, Trans
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
 use support::golden::{FAMILIES, differences, flags, for_each, name, scenarios};
+use support::machine::Machine;
 use support::netns::Namespace;
 use support::proxy::BINARY;
 use support::{Scratch, require_root};
@@ -212,6 +213,122 @@ fn iptables_mode_takes_over_from_kube_proxys_ipvs_mode() {
             let found = differences(&scratch, &want, &node.output(&[tool]));
             (!found.is_empty()).then(|| format!("{} {family}:\n{found}", name(scenario)))
         };
-        FAMILIES.into_iter().filter_map(judge).collect()
+        let sets = node.output(&["ipset", "list", "-n"]);
+        let sets = (!sets.is_empty()).then(|| format!("{}: sets stayed: {sets}", name(scenario)));
+        FAMILIES.into_iter().filter_map(judge).chain(sets).collect()
     });
+}
+
+/// Needs IPVS, which not every machine has.
+const IN_GUEST: &str = r#"uname -r; modprobe -a ip_vs ip_set dummy; "$0" --ignored --test-threads=1"#;
+
+#[test]
+fn modes_change_on_linux_6_1() {
+    let Some(machine) = Machine::run(&Scratch::new("mode-change-machine"), IN_GUEST) else { return };
+    assert!(machine.failures.is_empty(), "{}", machine.failures.join("\n"));
+}
+
+/// A node with a kernel that has IPVS.
+struct IpvsNode(Namespace);
+
+impl IpvsNode {
+    fn new(role: &str) -> Self {
+        Self(Namespace::golden(&format!("modes-{role}")))
+    }
+
+    fn sluice(&self, arguments: &[&str]) -> String {
+        let scenario = scenarios().into_iter().find(|path| name(path) == "dual-stack-loadbalancer").expect("the scenario");
+        let mut command = self.0.command(BINARY);
+        if !arguments.contains(&"--cleanup") {
+            command.args(flags(&scenario)).arg("--once").arg("--manifests").arg(scenario.join("objects.yaml"));
+        }
+        let ran = command.args(arguments).output().expect("sluice");
+        let log = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{arguments:?}: {log}");
+        log
+    }
+
+    /// Rules, virtual servers, sets, the device and local routes: in no order, without counters and what is random.
+    fn everything(&self) -> BTreeSet<String> {
+        let commands: [&[&str]; 6] = [
+            &["iptables-save"],
+            &["ip6tables-save"],
+            &["ipvsadm", "-Sn"],
+            &["ipset", "save"],
+            &["ip", "-o", "route", "show", "table", "local"],
+            &["ip", "-6", "-o", "route", "show", "table", "local"],
+        ];
+        let mut lines = BTreeSet::new();
+        for command in commands {
+            let mut table = "";
+            let output = self.0.output(command);
+            for line in output.lines().filter(|line| !line.starts_with('#')) {
+                table = line.strip_prefix('*').unwrap_or(table);
+                let line = line.split(" [").next().unwrap_or_default().split(" bucketsize").next().unwrap_or_default();
+                lines.insert(format!("{} {table}: {line}", command.join(" ")));
+            }
+        }
+        lines
+    }
+}
+
+/// What the lines have beside what they are to have, and what they lack of it.
+#[track_caller]
+fn assert_same(what: &str, have: &BTreeSet<String>, want: &BTreeSet<String>) {
+    // A table once made stays, with its built-in chains.
+    let of_table =
+        |line: &str| line.contains(": *") || line.ends_with(": COMMIT") || line.contains(": :") && line.ends_with(" ACCEPT");
+    let of_nobody = |line: &&String| line.contains("KUBE-FIREWALL") || of_table(line);
+    let extra: Vec<_> = have.difference(want).filter(|line| !of_nobody(line)).collect();
+    let missing: Vec<_> = want.difference(have).filter(|line| !of_nobody(line)).collect();
+    assert!(extra.is_empty() && missing.is_empty(), "{what}: left over {extra:#?}, missing {missing:#?}");
+}
+
+const MINE: &str = "--ipvs-exclude-cidrs=192.0.2.0/24";
+
+/// What another program has in the same node.
+fn add_others(node: &Namespace) {
+    node.output(&["ipvsadm", "-A", "-t", "192.0.2.9:80"]);
+    node.output(&["ipset", "create", "MINE", "hash:ip"]);
+    node.output(&["iptables", "-A", "INPUT", "-m", "set", "--match-set", "MINE", "src", "-j", "DROP"]);
+}
+
+#[test]
+#[ignore = "run in the virtual machine of modes_change_on_linux_6_1"]
+fn each_mode_is_as_if_the_other_had_never_been() {
+    let [iptables, ipvs] = ["iptables", "ipvs"].map(|mode| {
+        let node = IpvsNode::new(mode);
+        add_others(&node.0);
+        node.sluice(&[&format!("--mode={mode}"), MINE]);
+        node.everything()
+    });
+    let node = IpvsNode::new("both");
+    add_others(&node.0);
+    node.sluice(&["--mode=iptables"]);
+    for _ in 0..2 {
+        node.sluice(&["--mode=ipvs", MINE]);
+        assert_same("ipvs mode", &node.everything(), &ipvs);
+        // Without the range: what is not ours stays all the same.
+        let log = node.sluice(&["--mode=iptables"]);
+        assert!(
+            log.contains("removed what ipvs mode left: 32 virtual servers, 16 local addresses with their device, 34 sets"),
+            "{log}"
+        );
+        assert_same("iptables mode", &node.everything(), &iptables);
+        assert!(!node.sluice(&["--mode=iptables"]).contains("removed what"), "once is enough");
+    }
+}
+
+#[test]
+#[ignore = "run in the virtual machine of modes_change_on_linux_6_1"]
+fn a_cleanup_leaves_what_was_there_before() {
+    let node = IpvsNode::new("clean");
+    add_others(&node.0);
+    let before = node.everything();
+    for flags in [&["--mode=iptables"][..], &["--mode=ipvs", MINE], &["--mode=ipvs", MINE, "--ipvs-local-addresses=routes"]] {
+        node.sluice(flags);
+        assert!(node.everything().len() > before.len() + 50, "{flags:?}");
+        node.sluice(&["--cleanup"]);
+        assert_same(&format!("{flags:?}"), &node.everything(), &before);
+    }
 }

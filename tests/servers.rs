@@ -387,6 +387,30 @@ fn a_set_grows_before_it_is_full_and_is_never_empty() {
     bench.assert_as_fresh("grown");
 }
 
+/// A kernel that has no room for a larger set: who does not fit is named, and all others are programmed.
+#[test]
+fn a_full_set_that_cannot_grow_is_told() {
+    let mut bench = Bench::new();
+    let spec =
+        |max_members| SetSpec { name: "KUBE-CLUSTER-IP".into(), kind: SetType::HashIpPort, family: Family::Ipv4, max_members };
+    bench.balancer.lock().0.edit(&[NodeOp::CreateSet(spec(2))]);
+    bench.balancer.lock().0.dislike("create set KUBE-LARGER", Errno::ENOMEM);
+    bench.sync((1..=3).flat_map(|i| web(i, 1)));
+    let unfinished: Vec<_> = bench.sync.servers().unwrap().refusals().collect();
+    let said = |text: &str| unfinished.iter().any(|refusal| refusal.contains(text));
+    assert!(
+        said("ENOMEM") && said("of set KUBE-CLUSTER-IP, wanted by Service shop/web-") && said("IPSET_ERR_HASH_FULL"),
+        "{unfinished:?}"
+    );
+    let saved = bench.saved();
+    assert_eq!(saved.matches("server 10.96.0.").count(), 3, "{saved}");
+    assert_eq!(saved.matches("address 10.96.0.").count(), 3);
+    bench.balancer.lock().0.like_everything();
+    bench.sync.servers_mut().unwrap().look_again();
+    bench.try_sync().unwrap();
+    bench.assert_as_fresh("room again");
+}
+
 #[test]
 fn what_is_refused_is_named_and_tried_again_and_the_rest_is_done() {
     let mut bench = Bench::with(1);
@@ -394,12 +418,14 @@ fn what_is_refused_is_named_and_tried_again_and_the_rest_is_done() {
     bench.sync((2..=3).flat_map(|i| web(i, 2)));
     let servers = bench.sync.servers().unwrap();
     assert!(servers.is_unfinished());
-    let refusal = servers.refusal().unwrap();
+    let refusal = servers.refusals().next().unwrap();
     assert!(refusal.starts_with("virtual server 10.96.0.2:80/tcp of Service shop/web-2: cannot add virtual server"), "{refusal}");
     assert!(refusal.ends_with("EINVAL (Invalid argument)"), "{refusal}");
     assert!(bench.saved().contains("server 10.96.0.3:80/tcp"));
     let unfinished = r#"sluice_node_objects_unfinished{ip_family="IPv4"}"#;
     assert_eq!(bench.metric(unfinished).as_deref(), Some("1"));
+    bench.sync(web(4, 1));
+    assert!(bench.sync.servers().unwrap().is_unfinished(), "another change does not make it good");
     bench.balancer.lock().0.like_everything();
     bench.sync.servers_mut().unwrap().look_again();
     bench.try_sync().unwrap();
@@ -428,7 +454,7 @@ fn a_set_of_another_type_is_left_and_rules_do_without_it() {
     let mut bench = Bench::new();
     bench.balancer.lock().0.add_foreign_set("KUBE-CLUSTER-IP", "list:set");
     bench.sync(web(1, 2));
-    let refusal = bench.sync.servers().unwrap().refusal().unwrap();
+    let refusal = bench.sync.servers().unwrap().refusals().next().unwrap();
     assert!(refusal.contains("set KUBE-CLUSTER-IP") && refusal.contains("list:set"), "{refusal}");
     assert!(bench.saved().contains("server 10.96.0.1:80/tcp"));
     let rules = bench.rules.save(Family::Ipv4);

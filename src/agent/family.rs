@@ -157,7 +157,7 @@ impl Paced {
 
     /// What the kernel would not do for virtual servers, sets and addresses.
     pub fn refusal(&self) -> Option<String> {
-        self.sync.servers()?.refusal()
+        self.sync.servers()?.refusals().next()
     }
 
     fn change(

@@ -98,10 +98,11 @@ impl Upkeep {
 
     /// A sync went well, with so many operations.
     pub fn synced(&mut self, family: Family, servers: &ServerSync, operations: usize, metrics: &Metrics) {
-        if servers.is_unfinished() {
-            self.retry.failed();
-        } else {
+        if !servers.is_unfinished() {
             self.retry.succeeded();
+        } else if self.retry.not_before().is_none_or(|at| at <= Instant::now()) {
+            // Else other changes, which go well, would put it off for ever.
+            self.retry.failed();
         }
         if self.drain_check.is_none() && servers.is_draining() {
             self.drain_check = Some(Instant::now() + DRAIN_CHECK);

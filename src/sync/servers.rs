@@ -70,6 +70,8 @@ pub struct ServerSync {
     drains: Drains,
     places: Places,
     refusals: Refusals,
+    /// Addresses of Services that another interface has too, and whether it is the ClusterIP: what has been said.
+    elsewhere: BTreeMap<ObjectKey, BTreeSet<(IpAddr, bool)>>,
     /// Virtual servers that several Services want, and that this has been said of.
     contested: BTreeSet<VirtualAddress>,
     done: Done,
@@ -121,6 +123,7 @@ impl ServerSync {
             drains: Drains::default(),
             places: Places::default(),
             refusals: Refusals::default(),
+            elsewhere: BTreeMap::new(),
             contested: BTreeSet::new(),
             done: Done::default(),
             audited: 0,
@@ -141,7 +144,39 @@ impl ServerSync {
     }
 
     fn want(&mut self, context: &Context<'_>, key: &ObjectKey) {
+        self.tell_elsewhere(context.state, key);
         self.ledger.want(key, render::service(context, key).into_iter().map(|part| part.balanced));
+    }
+
+    /// Names addresses of a Service that another interface of the node has too. Each is told once.
+    fn tell_elsewhere(&mut self, state: &State, key: &ObjectKey) {
+        let addresses = state.service(key).and_then(|service| service.families[self.family].as_ref());
+        let elsewhere: BTreeSet<_> = addresses
+            .map(|of| (of.cluster_ip, of))
+            .into_iter()
+            .flat_map(|(cluster_ip, of)| {
+                let external = of.external_ips.iter().chain(&of.load_balancer_vips).copied();
+                external.chain([cluster_ip]).filter(|address| state.has_address(*address)).map(move |a| (a, a == cluster_ip))
+            })
+            .collect();
+        for &(address, is_cluster_ip) in &elsewhere {
+            if self.elsewhere.get(key).is_some_and(|told| told.contains(&(address, is_cluster_ip))) {
+                continue;
+            }
+            if is_cluster_ip {
+                tracing::warn!("ClusterIP {address} of Service {key} is also an address of another interface of this node");
+            } else {
+                tracing::info!(
+                    "{address} of Service {key} is an address of another interface of this node: it is served there, and not put \
+                     on kube-ipvs0"
+                );
+            }
+        }
+        if elsewhere.is_empty() {
+            self.elsewhere.remove(key);
+        } else {
+            self.elsewhere.insert(key.clone(), elsewhere);
+        }
     }
 
     /// The Services that want something else, now that the node has other addresses.
@@ -177,8 +212,9 @@ impl ServerSync {
 
     /// Makes what is wanted and not there, but for the addresses.
     pub fn make(&mut self, config: &RuleConfig) -> Result<(), Error> {
-        self.refusals.now.clear();
         if self.unread {
+            // What was refused is tried again with what is found now.
+            self.refusals.now.clear();
             self.read_everything(config)?;
         }
         self.ground_lost = false;
@@ -217,9 +253,9 @@ impl ServerSync {
         !self.refusals.now.is_empty()
     }
 
-    /// The first thing that the kernel refused, and why.
-    pub fn refusal(&self) -> Option<String> {
-        self.refusals.now.iter().next().map(|(what, why)| format!("{what}: {why}"))
+    /// What the kernel refused, and why.
+    pub fn refusals(&self) -> impl Iterator<Item = String> + '_ {
+        self.refusals.now.iter().map(|(what, why)| format!("{what}: {why}"))
     }
 
     /// The next sync reads everything: what the kernel has is not known for sure.

@@ -168,10 +168,12 @@ fn the_style_is_changed_without_a_gap() {
     });
 }
 
-/// The time that each takes does not grow with their number, as it does on the device.
+/// What routes are for: on the device each address takes the longer the more there are. Seven times as long all in all with
+/// so many; whoever is disturbed meanwhile still sees three.
 #[test]
 #[ignore = "run in the virtual machine of on_linux_6_1"]
-fn thousands_of_routes_cost_the_same_each() {
+fn thousands_of_routes_cost_less_than_addresses() {
+    const COUNT: u32 = 8000;
     in_namespace(|| {
         shell("ip link set lo up");
         for family in Family::ALL {
@@ -179,25 +181,24 @@ fn thousands_of_routes_cost_the_same_each() {
                 Family::Ipv4 => IpAddr::from(Ipv4Addr::from(0x0a60_0000 + i)),
                 Family::Ipv6 => Ipv6Addr::from(0xfd00_u128 << 112 | u128::from(i)).into(),
             };
-            let seconds = |local: &mut LocalAddresses, count| {
-                let adding: Vec<_> = (0..count).map(address).map(NodeOp::AddAddress).collect();
-                let deleting: Vec<_> = (0..count).map(address).map(NodeOp::DeleteAddress).collect();
+            let ops: Vec<_> = (0..COUNT).map(address).map(NodeOp::AddAddress).collect();
+            let added = |local: &mut LocalAddresses| {
                 let start = Instant::now();
-                let sent = must(local, &adding);
-                assert!(sent.sends <= 20, "{sent:?}");
-                let added = start.elapsed();
-                assert_eq!(local.addresses(family).unwrap().unwrap().len(), adding.len());
-                let start = Instant::now();
-                must(local, &deleting);
-                (added + start.elapsed()).as_secs_f64()
+                let sent = must(local, &ops);
+                let taken = start.elapsed();
+                assert!(sent.sends <= 10, "{sent:?}");
+                assert_eq!(local.addresses(family).unwrap().unwrap().len(), ops.len());
+                taken
             };
-            let (mut device, mut routes) =
-                (LocalAddresses::open(Style::Device).unwrap(), LocalAddresses::open(Style::Routes).unwrap());
+            let mut routes = LocalAddresses::open(Style::Routes).unwrap();
+            let fast = added(&mut routes);
+            assert_eq!(routes.delete_routes().unwrap(), ops.len());
+            let mut device = LocalAddresses::open(Style::Device).unwrap();
             must(&mut device, &[NodeOp::MakeDevice]);
-            let [few, many] = [1000, 8000].map(|count| seconds(&mut routes, count) / f64::from(count));
-            let slow = seconds(&mut device, 3000) / 3000.0;
-            assert!(many < 3.0 * few, "{family}: each of {many} s, with few {few} s");
-            assert!(2.0 * many < slow, "{family}: each route {many} s, each of fewer addresses {slow} s");
+            let slow = added(&mut device);
+            assert!(device.delete_device().unwrap());
+            println!("{family}: {COUNT} routes {fast:?}, {COUNT} addresses {slow:?}");
+            assert!(3 * fast < slow, "{family}: routes {fast:?}, addresses {slow:?}");
         }
     });
 }

@@ -1,9 +1,12 @@
 //! The golden dumps (tests/golden/README.md): which scenarios there are, the flags of each, and the judge.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+
+use serde_json::{Value, json};
 
 use super::Scratch;
 use super::netns::Namespace;
@@ -87,4 +90,63 @@ pub fn for_each(scenarios: &[PathBuf], judge: impl Fn(&Path) -> Vec<String> + Sy
 pub fn dumps_differ(node: &Namespace, scratch: &Scratch, folder: &Path) -> Option<String> {
     let judge = |(_, tool, dump): (&str, &str, &str)| differences(scratch, &folder.join(dump), &node.output(&[tool]));
     Some(FAMILIES.map(judge).concat()).filter(|found| !found.is_empty())
+}
+
+/// The files of a sequence's steps in their order, each with the name of its step.
+///
+/// # Panics
+/// When there is none.
+pub fn steps(sequence: &Path) -> Vec<(String, PathBuf)> {
+    let step = |path: PathBuf| {
+        let (number, _) = name(&path).split_once('.')?;
+        number.starts_with("step-").then(|| (number.to_owned(), path.clone()))
+    };
+    let entries = fs::read_dir(sequence).expect("a sequence").map(|entry| entry.expect("an entry").path());
+    let mut steps: Vec<_> = entries.filter(|path| path.is_file()).filter_map(step).collect();
+    steps.sort();
+    assert!(!steps.is_empty(), "no step in {}", sequence.display());
+    steps
+}
+
+/// The objects that there are after a step of a sequence, in a file for the proxy to follow.
+#[derive(Debug)]
+pub struct Objects {
+    manifest: PathBuf,
+    /// By what they are: kind, namespace and name.
+    objects: BTreeMap<String, Value>,
+}
+
+impl Objects {
+    pub fn new(manifest: PathBuf) -> Self {
+        Self { manifest, objects: BTreeMap::new() }
+    }
+
+    pub fn manifest(&self) -> &Path {
+        &self.manifest
+    }
+
+    /// Creates, replaces or deletes what is in a step's file, and puts the new manifest in place at once.
+    ///
+    /// # Panics
+    /// When a file cannot be read or written.
+    pub fn take(&mut self, step: &Path) {
+        let deletes = name(step).ends_with(".delete.yaml");
+        for (key, object) in documents(step) {
+            if deletes { drop(self.objects.remove(&key)) } else { drop(self.objects.insert(key, object)) }
+        }
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": self.objects.values().collect::<Vec<_>>()});
+        let new = self.manifest.with_extension("new");
+        fs::write(&new, list.to_string()).expect("a manifest");
+        fs::rename(&new, &self.manifest).expect("a manifest");
+    }
+}
+
+/// The documents of a step's file by what they are.
+fn documents(file: &Path) -> Vec<(String, Value)> {
+    let text = fs::read_to_string(file).expect("a step");
+    let parsed = text.split("\n---\n").map(|document| serde_norway::from_str::<Value>(document).expect("YAML"));
+    let parsed = parsed.filter(|object| !object.is_null());
+    parsed
+        .map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object))
+        .collect()
 }

@@ -6,6 +6,7 @@ pub mod crowd;
 pub mod golden;
 pub mod ipvs;
 pub mod lab;
+pub mod machine;
 pub mod netns;
 pub mod node;
 pub mod objects;

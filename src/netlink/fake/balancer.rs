@@ -27,6 +27,8 @@ pub struct FakeBalancer {
     /// The next answer is lost after so many operations.
     losing: Option<(usize, Error)>,
     failing_read: Option<Error>,
+    /// Virtual servers cannot even be asked for.
+    lacks_ipvs: bool,
     counts: Counts,
 }
 
@@ -136,6 +138,12 @@ impl FakeBalancer {
     /// Lets the next reading of anything fail so.
     pub fn fail_next_read(&mut self, error: Error) {
         self.failing_read = Some(error);
+    }
+
+    /// Takes IPVS away, as from a kernel without its module, with all virtual servers.
+    pub fn lose_ipvs(&mut self) {
+        self.servers.clear();
+        self.lacks_ipvs = true;
     }
 
     /// Everything, sorted, line by line: virtual servers with their real ones, sets with their members, addresses.
@@ -259,6 +267,9 @@ impl Balancer for FakeBalancer {
     }
 
     fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        if self.lacks_ipvs {
+            return Err(Error::Unsupported { what: "IPVS (module ip_vs)", errno: Errno::ENOENT });
+        }
         let of_family = |(at, found): (&VirtualAddress, &FakeServer)| (at.family() == family).then_some((*at, found.server));
         self.read(|fake| fake.servers.iter().filter_map(of_family).collect())
     }

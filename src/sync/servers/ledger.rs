@@ -253,6 +253,11 @@ impl Ledger {
         self.is_member_wanted(&(SetId::IpvsIps, Member::Ip(address)))
     }
 
+    /// A Service that wants a member. Looks through all of them: for what is told of failures.
+    pub fn who_wants(&self, member: &SetMember) -> Option<&ObjectKey> {
+        self.parts.iter().find(|(_, part)| part.members.binary_search(member).is_ok()).map(|(service, _)| service)
+    }
+
     /// The kernel was found to have this member: whether it should is to be looked at.
     pub fn find_member(&mut self, member: SetMember) {
         self.dirty.members.insert(member);

@@ -120,8 +120,12 @@ impl ServerSync {
                 Some((service, _)) => format!("virtual server {at} of Service {service}"),
                 None => format!("virtual server {at}, which no Service wants"),
             },
+            NodeOp::AddMember { set, member } => {
+                let wanted_by = self.set_id(set).and_then(|set| self.ledger.who_wants(&(set, *member)));
+                let of = wanted_by.map(|service| format!(", wanted by Service {service}")).unwrap_or_default();
+                format!("member {member} of set {set}{of}")
+            }
             NodeOp::CreateSet(SetSpec { name: set, .. })
-            | NodeOp::AddMember { set, .. }
             | NodeOp::DeleteMember { set, .. }
             | NodeOp::SwapSets { other: set, .. }
             | NodeOp::DestroySet(set) => format!("set {set}"),
