@@ -172,6 +172,10 @@ impl Balancer for Machine {
         self.lock().both(Duration::ZERO, &mut |side| side.balancer.servers(family))
     }
 
+    fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.lock().both(Duration::ZERO, &mut |side| side.balancer.servers_at_a_glance(family))
+    }
+
     fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
         self.lock().both(Duration::ZERO, &mut |side| side.balancer.real_servers(of))
     }

@@ -88,6 +88,10 @@ impl Balancer for NodeBalancer {
         self.ipvs()?.servers(family)
     }
 
+    fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.ipvs()?.servers_at_a_glance(family)
+    }
+
     fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
         self.ipvs()?.real_servers(of)
     }

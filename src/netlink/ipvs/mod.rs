@@ -86,6 +86,16 @@ impl VirtualServers {
         Ok(found)
     }
 
+    /// The same from one listing: while others change virtual servers, also in other network namespaces, some may be missing.
+    pub fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        let number = self.family;
+        let request = |w: &mut Writer, head| {
+            w.message(Head { kind: number, ..head }, &header(command::GET_SERVICE), |_| {});
+        };
+        let of_family = |message: &Message<'_>| read_server(message).filter(|(at, _)| at.family() == family);
+        self.talk.list(Step::ReadServers, &request, &of_family)
+    }
+
     /// The real servers of a virtual server; none where it does not exist.
     pub fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {
         let read = |message: &Message<'_>| read_real(of, message).map(|real| (real.address, real));

@@ -96,30 +96,39 @@ impl ServerSync {
 
     /// All virtual servers, and the real servers of the next few of them, in the kernel's order.
     fn audit_servers(&mut self, config: &RuleConfig) -> Result<usize, Error> {
+        let glance = self.kernel.0.servers_at_a_glance(self.family)?;
+        if self.are_as_known(&glance, config) {
+            return self.audit_reals(&glance);
+        }
         let found = self.kernel.0.servers(self.family)?;
-        let (mut as_known, mut others) = (0, Vec::new());
+        let there: HashSet<_> = found.iter().map(|(at, _)| at).collect();
+        let missing: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).filter(|at| !there.contains(at)).collect();
+        let mut different = missing.len();
+        for at in missing {
+            self.ledger.find_server(at, None);
+        }
         for (at, server) in &found {
-            match self.ledger.known(at) {
-                Some(known) if known.server == *server => as_known += 1,
-                Some(_) => others.push((*at, *server)),
-                None if self.is_ours(at, config) => others.push((*at, *server)),
-                None => {}
+            let known = self.ledger.known(at);
+            if known.is_some_and(|known| known.server == *server) || (known.is_none() && !self.is_ours(at, config)) {
+                continue;
             }
-        }
-        let mut different = others.len();
-        if as_known < self.ledger.known_server_count() {
-            let there: HashSet<_> = found.iter().map(|(at, _)| at).collect();
-            let missing: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).filter(|at| !there.contains(at)).collect();
-            different += missing.len();
-            for at in missing {
-                self.ledger.find_server(at, None);
-            }
-        }
-        for (at, server) in others {
-            let reals = self.kernel.0.real_servers(&at)?.into_iter().map(Real::from).collect();
-            self.ledger.find_server(at, Some(Known { server, reals }));
+            let reals = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+            self.ledger.find_server(*at, Some(Known { server: *server, reals }));
+            different += 1;
         }
         Ok(different + self.audit_reals(&found)?)
+    }
+
+    fn are_as_known(&self, servers: &[(VirtualAddress, VirtualServer)], config: &RuleConfig) -> bool {
+        let mut count = 0;
+        let mut is_as_known = |(at, server): &(VirtualAddress, VirtualServer)| match self.ledger.known(at) {
+            Some(known) => {
+                count += 1;
+                known.server == *server
+            }
+            None => !self.is_ours(at, config),
+        };
+        servers.iter().all(&mut is_as_known) && count == self.ledger.known_server_count()
     }
 
     fn audit_reals(&mut self, servers: &[(VirtualAddress, VirtualServer)]) -> Result<usize, Error> {
