@@ -4,11 +4,11 @@
 
 all: build
 
-# What building, the demo and the benchmarks need.
+# What building and the demo need.
 tools:
 	@e2e/install.sh
 
-# And what the tests need: a virtual machine with a kernel of its own.
+# And what the tests and the benchmarks need: a virtual machine with a kernel of its own.
 install:
 	@e2e/install.sh --machine
 
@@ -31,8 +31,8 @@ lint:
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 
-# Measures, prints tables, asserts nothing.
-bench: tools
+# Measures, prints tables, asserts nothing. What needs IPVS is measured in the virtual machine.
+bench: install
 	cargo bench --locked
 
 clean:

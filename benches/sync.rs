@@ -8,6 +8,8 @@
 
 #[path = "clock/mod.rs"]
 mod clock;
+#[path = "ipvs/mod.rs"]
+mod ipvs;
 #[path = "../tests/netns/mod.rs"]
 mod netns;
 #[path = "process/mod.rs"]
@@ -34,6 +36,8 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 /// Services, and endpoints of each.
 const SIZES: [(u32, u32); 5] = [(1_000, 2), (5_000, 2), (10_000, 2), (20_000, 2), (5_000, 50)];
 const MEMORY: [(u32, u32); 3] = [(1_000, 2), (20_000, 2), (5_000, 50)];
+/// How long the binary is watched doing nothing.
+const IDLE: Duration = Duration::from_secs(5);
 /// Repeated measurements give their median.
 const REPEATS: u32 = 9;
 
@@ -204,8 +208,8 @@ fn run(size: (u32, u32)) {
     });
 }
 
-fn main() {
-    println!("{}; times in ms\n", machine());
+fn iptables() {
+    println!("## iptables mode\n\n{}; times in ms\n", machine());
     println!(
         "| Services × endpoints | what | whole | floor | whole / floor | ours, event to message | operations | transactions | KiB |"
     );
@@ -213,11 +217,19 @@ fn main() {
     SIZES.into_iter().for_each(run);
     println!("\n| Services × endpoints | steady memory, MB | peak, MB | CPU when idle, % |\n|---|---:|---:|---:|");
     for (services, endpoints) in MEMORY {
-        netns::in_namespace(move || {
-            let seen = process::run(services, endpoints);
-            let megabytes = |kilobytes: u64| format!("{}.{}", kilobytes / 1000, kilobytes % 1000 / 100);
-            let (steady, peak) = (megabytes(seen.steady), megabytes(seen.peak));
-            println!("| {services} × {endpoints} | {steady} | {peak} | {:.1} |", seen.idle_percent());
-        });
+        let sample = process::Sample { services, endpoints, dual_stack: false, arguments: &[], idle: IDLE };
+        netns::in_namespace(move || println!("| {sample} | {} |", process::run(&sample)));
+    }
+}
+
+/// Everything, or what is named: `cargo bench -- ipvs`.
+fn main() {
+    let named: Vec<_> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    if named.iter().any(|name| name == ipvs::IN_MACHINE) {
+        return ipvs::in_machine();
+    }
+    let parts: [(&str, fn()); 2] = [("iptables", iptables), ("ipvs", ipvs::run)];
+    for (_, part) in parts.iter().filter(|(name, _)| named.is_empty() || named.iter().any(|other| other == name)) {
+        part();
     }
 }

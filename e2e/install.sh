@@ -1,6 +1,6 @@
 #!/bin/bash
-# Installs the Debian packages that building, `make demo` and `make bench` need; with `--machine` also the virtual machine of
-# `make test` and the kernel it boots. Does nothing when all is there.
+# Installs the Debian packages that building and `make demo` need; with `--machine` also the virtual machine of `make test`
+# and `make bench`, and the kernel it boots. Does nothing when all is there.
 set -euo pipefail
 
 # curl: to ask the proxy; gcc, libc6-dev, make: to link and to build the allocator; conntrack, iptables, nftables: to look at

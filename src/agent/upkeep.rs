@@ -19,6 +19,10 @@ const DRAIN_CHECK: Duration = Duration::from_secs(1);
 /// one part in so many of the time.
 const DRAIN_SHARE: u32 = 200;
 const LONGEST_DRAIN_CHECK: Duration = Duration::from_mins(1);
+/// An audit of 20,000 virtual servers takes some 40 ms. Of a family's time it gets one part in so many,
+const AUDIT_SHARE: u32 = 2000;
+/// unless it would come more seldom than once in so many periods.
+const LONGEST_AUDIT_PAUSE: u32 = 4;
 
 /// When to do what.
 #[derive(Debug, Default)]
@@ -34,6 +38,14 @@ pub struct Upkeep {
 struct Audit {
     period: Duration,
     next: Instant,
+}
+
+impl Audit {
+    /// From the beginning of one that took so long to the next.
+    fn pause(&self, took: Duration) -> Duration {
+        let longest = self.period.saturating_mul(LONGEST_AUDIT_PAUSE);
+        took.saturating_mul(AUDIT_SHARE).clamp(self.period, longest)
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +74,9 @@ impl Upkeep {
             servers.look_again();
         }
         if let Some(audit) = self.audit.as_mut().filter(|audit| audit.next <= now) {
-            audit.next = now + audit.period;
-            match servers.audit(config) {
+            let outcome = servers.audit(config);
+            audit.next = now + audit.pause(now.elapsed());
+            match outcome {
                 Ok(0) => {}
                 Ok(things) => self.found(RepairCause::Audit, things, now),
                 Err(error) => tracing::warn!(%family, %error, "virtual servers, sets and addresses could not be looked at"),
@@ -141,5 +154,16 @@ mod tests {
         upkeep.synced(Family::Ipv4, &servers, 0, &metrics);
         assert_eq!(upkeep.next(), Some(next + Duration::from_secs(30)));
         assert!(!servers.is_due());
+    }
+
+    #[test]
+    fn an_audit_that_takes_long_comes_more_seldom() {
+        let period = Duration::from_secs(30);
+        let audit = Audit { period, next: Instant::now() };
+        for (took, pause) in [(0, 30), (15, 30), (30, 60), (1000, 120)] {
+            assert_eq!(audit.pause(Duration::from_millis(took)), Duration::from_secs(pause), "{took} ms");
+        }
+        let audit = Audit { period: Duration::MAX, ..audit };
+        assert_eq!(audit.pause(Duration::MAX), Duration::MAX);
     }
 }

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use super::error::Error;
-use super::ipset::SetKernel;
-use super::ipvs::VirtualServers;
-use super::link::{LocalAddresses, Style};
+use super::ipset::{self, SetKernel};
+use super::ipvs::{self, VirtualServers};
+use super::link::{self, LocalAddresses, Style};
 use super::{Balancer, Sent};
 use crate::net::Family;
 use crate::ruleset::{Member, NodeOp, RealServer, SetHeader, SetName, VirtualAddress, VirtualServer};
@@ -59,6 +59,16 @@ impl NodeBalancer {
     }
 }
 
+/// For benchmarks: encodes operations as [`NodeBalancer`] would to send them, and sends nothing. Gives their length.
+pub fn encode(ops: &[NodeOp], style: Style) -> usize {
+    let lengths = ops.chunk_by(|a, b| Part::of(a) == Part::of(b)).map(|run| match Part::of(&run[0]) {
+        Part::Servers => ipvs::encode(run),
+        Part::Sets => ipset::encode(run),
+        Part::Addresses => link::encode(run, style),
+    });
+    lengths.sum()
+}
+
 impl Balancer for NodeBalancer {
     fn apply(&mut self, ops: &[NodeOp]) -> Result<Sent, Error> {
         let mut sent = Sent::default();
@@ -76,6 +86,10 @@ impl Balancer for NodeBalancer {
 
     fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
         self.ipvs()?.servers(family)
+    }
+
+    fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.ipvs()?.servers_at_a_glance(family)
     }
 
     fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error> {

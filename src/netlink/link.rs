@@ -12,7 +12,7 @@ use super::attr::{Head, Message, Writer, flag};
 use super::errno::Errno;
 use super::error::{Error, Refusal, Step};
 use super::socket::Peer;
-use super::talk::{Talk, refusal};
+use super::talk::{self, Talk, refusal};
 use super::{NodeOp, Sent};
 use crate::net::Family;
 
@@ -208,6 +208,14 @@ impl LocalAddresses {
         // Where IPv6 is disabled, the kernel lists what it has of other families.
         let of_family = |message: &Message<'_>| read_route(message).filter(|address| Family::of(*address) == family);
         self.talk.list(Step::ReadRoutes, &request, &of_family)
+    }
+}
+
+/// For benchmarks: the length of what [`LocalAddresses::apply`] would send for addresses, once it is encoded.
+pub(super) fn encode(ops: &[NodeOp], style: Style) -> usize {
+    match style {
+        Style::Device => talk::encode(ops, PIECE, &|w, head, op| write_address(w, head, LOOPBACK, op)),
+        Style::Routes => talk::encode(ops, PIECE, &write_route),
     }
 }
 

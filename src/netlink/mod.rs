@@ -16,7 +16,7 @@ mod nft;
 mod socket;
 mod talk;
 
-pub use balancer::NodeBalancer;
+pub use balancer::{NodeBalancer, encode};
 pub use errno::Errno;
 pub use error::{Error, Refusal, Step};
 pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};
@@ -86,6 +86,11 @@ pub trait Balancer: Send {
 
     /// All virtual servers of a family that are told by protocol, address and port (not those of firewall marks).
     fn servers(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error>;
+
+    /// The same from one look, for who asks whether anything changed: while others change them, some may be missing.
+    fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        self.servers(family)
+    }
 
     /// The real servers of a virtual server, with their connections. None where it does not exist.
     fn real_servers(&mut self, of: &VirtualAddress) -> Result<Vec<RealServer>, Error>;

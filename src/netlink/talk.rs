@@ -171,6 +171,19 @@ pub(super) struct Heard {
     pub datagrams: usize,
 }
 
+/// For benchmarks: writes what [`Talk::send_many`] would send, and sends nothing. Gives its length.
+pub(super) fn encode<T>(items: &[T], piece: usize, write: &dyn Fn(&mut Writer, Head, &T)) -> usize {
+    let (mut bytes, mut length) = (Writer::default(), 0);
+    for item in items {
+        write(&mut bytes, Head::default(), item);
+        if bytes.len() >= piece {
+            length += bytes.len();
+            bytes = Writer::default();
+        }
+    }
+    length + bytes.len()
+}
+
 /// What goes in one send.
 #[derive(Debug, Default)]
 struct Piece {

@@ -75,8 +75,8 @@ pub struct ServerSync {
     /// Virtual servers that several Services want, and that this has been said of.
     contested: BTreeSet<VirtualAddress>,
     done: Done,
-    /// The virtual server up to which the last audit looked at real servers.
-    audited: Option<VirtualAddress>,
+    /// How many virtual servers in the kernel's order had their real servers looked at by audits, in this round.
+    audited: usize,
 }
 
 /// The kernel, for `Debug`.
@@ -126,7 +126,7 @@ impl ServerSync {
             elsewhere: BTreeMap::new(),
             contested: BTreeSet::new(),
             done: Done::default(),
-            audited: None,
+            audited: 0,
         }
     }
 

@@ -15,8 +15,9 @@ use super::super::errno::Errno;
 use super::super::error::{Error, Refusal, Step};
 use super::piece::Piece;
 use super::wire::{IPSET_ATTR_LINENO, NFGENMSG};
-use super::{SetKernel, receive};
-use crate::ruleset::{NodeOp, SetName};
+use super::{SetKernel, codec, receive};
+use crate::net::Family;
+use crate::ruleset::{NodeOp, SetName, SetType};
 
 /// About so many bytes go in one send.
 const BYTES_PER_SEND: usize = 1 << 20;
@@ -160,6 +161,21 @@ impl SetKernel {
         while let Ok(Some(_)) | Err(Error::Failed { errno: Errno::ENOBUFS, .. }) = self.socket.receive(Duration::ZERO) {}
         Error::AnswersLost { errno: Errno::ENOBUFS }
     }
+}
+
+/// For benchmarks: the length of what [`SetKernel::apply`] would send, once it is encoded, to a kernel as new as we know.
+pub fn encode(ops: &[NodeOp]) -> usize {
+    let kinds = SetType::ALL.into_iter().flat_map(|kind| Family::ALL.map(|family| (kind, family)));
+    let revisions = kinds.map(|it| (it, codec::newest_revision(it.0))).collect();
+    let (mut next, mut length) = (0, 0);
+    while next < ops.len() {
+        let mut piece = Piece::begin(0);
+        while next < ops.len() && piece.as_bytes().len() < BYTES_PER_SEND {
+            next = piece.push(ops, next, &revisions);
+        }
+        length += piece.as_bytes().len();
+    }
+    length
 }
 
 /// A message that the kernel did not like.

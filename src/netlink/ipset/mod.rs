@@ -16,6 +16,7 @@ use super::error::{Error, Step};
 use super::socket::{Peer, Socket};
 use crate::net::Family;
 use crate::ruleset::{Member, SetHeader, SetName, SetType};
+pub(super) use apply::encode;
 pub(super) use codec::read_index;
 #[allow(clippy::wildcard_imports, reason = "the numbers of the wire are this file's vocabulary")]
 use wire::*;

@@ -12,7 +12,7 @@ use super::attr::{Head, Message, Writer};
 use super::errno::Errno;
 use super::error::{Error, Step};
 use super::socket::Peer;
-use super::talk::{MAX_TRIES, Talk, refusal};
+use super::talk::{self, MAX_TRIES, Talk, refusal};
 use super::{NodeOp, RealServer, Sent, VirtualAddress, VirtualServer};
 use crate::net::{Family, Protocol, Scheduler};
 use crate::ruleset::ServerFlags;
@@ -84,6 +84,16 @@ impl VirtualServers {
         let mut found = self.list(Step::ReadServers, command::GET_SERVICE, &|_| {}, &read_server)?;
         found.retain(|(at, _)| at.family() == family);
         Ok(found)
+    }
+
+    /// The same from one listing: while others change virtual servers, also in other network namespaces, some may be missing.
+    pub fn servers_at_a_glance(&mut self, family: Family) -> Result<Vec<(VirtualAddress, VirtualServer)>, Error> {
+        let number = self.family;
+        let request = |w: &mut Writer, head| {
+            w.message(Head { kind: number, ..head }, &header(command::GET_SERVICE), |_| {});
+        };
+        let of_family = |message: &Message<'_>| read_server(message).filter(|(at, _)| at.family() == family);
+        self.talk.list(Step::ReadServers, &request, &of_family)
     }
 
     /// The real servers of a virtual server; none where it does not exist.
@@ -191,6 +201,11 @@ impl VirtualServers {
         }
         Err(Error::Interrupted)
     }
+}
+
+/// For benchmarks: the length of what [`VirtualServers::apply`] would send, once it is encoded.
+pub(super) fn encode(ops: &[NodeOp]) -> usize {
+    talk::encode(ops, PIECE, &write_op)
 }
 
 /// What the kernel lacks where it does not know a scheduler.

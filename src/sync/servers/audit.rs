@@ -1,7 +1,7 @@
 //! A cheap look at what the kernel has, as IPVS and ipset tell nobody of changes: all virtual servers and all headers of
 //! sets in one dump each, the addresses, and the real servers of a few virtual servers in turn.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
 use super::ServerSync;
@@ -12,7 +12,7 @@ use crate::net::Family;
 use crate::netlink::Error;
 use crate::netlink::address::DeviceChange;
 use crate::render::ipvs::SetId;
-use crate::ruleset::{SetType, VirtualAddress};
+use crate::ruleset::{SetType, VirtualAddress, VirtualServer};
 
 /// So many virtual servers' real servers are looked at with one audit. Each costs a dump of some 10 µs.
 const SHARE: usize = 256;
@@ -29,7 +29,7 @@ impl ServerSync {
     }
 
     fn audit_all(&mut self, config: &RuleConfig) -> Result<usize, Error> {
-        Ok(self.audit_sets()? + self.audit_addresses()? + self.audit_servers(config)? + self.audit_reals()?)
+        Ok(self.audit_sets()? + self.audit_addresses()? + self.audit_servers(config)?)
     }
 
     fn audit_sets(&mut self) -> Result<usize, Error> {
@@ -78,61 +78,75 @@ impl ServerSync {
 
     /// The addresses that the device has, compared with what is known of it.
     fn audit_addresses(&mut self) -> Result<usize, Error> {
-        let before = self.addresses.clone();
-        self.read_addresses()?;
-        if self.addresses == before {
+        let found = self.kernel.0.addresses(self.family)?;
+        let is_as_known = match (&found, &self.addresses) {
+            (Some(found), Some(known)) => found.len() == known.len() && found.iter().all(|address| known.contains(address)),
+            (found, known) => found.is_none() && known.is_none(),
+        };
+        if is_as_known {
             return Ok(0);
         }
+        let before = self.addresses.clone();
+        self.note_addresses(found);
         self.ground_lost |= self.addresses.is_none();
         let now = self.addresses.iter().flatten().collect::<BTreeSet<_>>();
         let before = before.iter().flatten().collect::<BTreeSet<_>>();
         Ok(now.symmetric_difference(&before).count().max(1))
     }
 
+    /// All virtual servers, and the real servers of the next few of them, in the kernel's order.
     fn audit_servers(&mut self, config: &RuleConfig) -> Result<usize, Error> {
-        let found: BTreeMap<_, _> = self.kernel.0.servers(self.family)?.into_iter().collect();
-        let missing: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).filter(|at| !found.contains_key(at)).collect();
+        let glance = self.kernel.0.servers_at_a_glance(self.family)?;
+        if self.are_as_known(&glance, config) {
+            return self.audit_reals(&glance);
+        }
+        let found = self.kernel.0.servers(self.family)?;
+        let there: HashSet<_> = found.iter().map(|(at, _)| at).collect();
+        let missing: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).filter(|at| !there.contains(at)).collect();
         let mut different = missing.len();
         for at in missing {
             self.ledger.find_server(at, None);
         }
-        for (at, server) in found {
-            let known = self.ledger.known(&at);
-            if known.is_some_and(|known| known.server == server) || (known.is_none() && !self.is_ours(&at, config)) {
+        for (at, server) in &found {
+            let known = self.ledger.known(at);
+            if known.is_some_and(|known| known.server == *server) || (known.is_none() && !self.is_ours(at, config)) {
                 continue;
             }
-            let reals = self.kernel.0.real_servers(&at)?.into_iter().map(Real::from).collect();
-            self.ledger.find_server(at, Some(Known { server, reals }));
+            let reals = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+            self.ledger.find_server(*at, Some(Known { server: *server, reals }));
             different += 1;
         }
-        Ok(different)
+        Ok(different + self.audit_reals(&found)?)
     }
 
-    /// The real servers of the next virtual servers in turn.
-    fn audit_reals(&mut self) -> Result<usize, Error> {
+    fn are_as_known(&self, servers: &[(VirtualAddress, VirtualServer)], config: &RuleConfig) -> bool {
+        let mut count = 0;
+        let mut is_as_known = |(at, server): &(VirtualAddress, VirtualServer)| match self.ledger.known(at) {
+            Some(known) => {
+                count += 1;
+                known.server == *server
+            }
+            None => !self.is_ours(at, config),
+        };
+        servers.iter().all(&mut is_as_known) && count == self.ledger.known_server_count()
+    }
+
+    fn audit_reals(&mut self, servers: &[(VirtualAddress, VirtualServer)]) -> Result<usize, Error> {
         let mut different = 0;
-        for at in self.next_share() {
-            let mut found: Vec<_> = self.kernel.0.real_servers(&at)?.into_iter().map(Real::from).collect();
-            let Some(known) = self.ledger.known(&at).cloned() else { continue };
-            let mut reals = known.reals;
-            found.sort_by_key(|real| real.address);
-            reals.sort_by_key(|real| real.address);
-            if found != reals {
+        let share = servers.iter().skip(self.audited).take(SHARE);
+        // Behind the last one it begins anew.
+        self.audited = if share.len() == SHARE { self.audited + SHARE } else { 0 };
+        for (at, _) in share {
+            let found: Vec<_> = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+            let Some(known) = self.ledger.known(at) else { continue };
+            let is_known = |real: &Real| known.reals.contains(real);
+            if found.len() != known.reals.len() || !found.iter().all(is_known) {
                 different += 1;
-                self.ledger.find_server(at, Some(Known { server: known.server, reals: found }));
+                let server = known.server;
+                self.ledger.find_server(*at, Some(Known { server, reals: found }));
             }
         }
         Ok(different)
-    }
-
-    fn next_share(&mut self) -> Vec<VirtualAddress> {
-        let mut all: Vec<_> = self.ledger.known_servers().map(|(at, _)| *at).collect();
-        all.sort_unstable();
-        let from = self.audited.map_or(0, |last| all.partition_point(|at| *at <= last));
-        let share: Vec<_> = all.into_iter().skip(from).take(SHARE).collect();
-        // Behind the last one it begins anew.
-        self.audited = share.last().copied().filter(|_| share.len() == SHARE);
-        share
     }
 }
 

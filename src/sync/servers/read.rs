@@ -86,15 +86,20 @@ impl ServerSync {
     }
 
     /// Reads the local addresses. Those that are there and wanted by nobody are to be looked at.
-    pub(super) fn read_addresses(&mut self) -> Result<(), Error> {
-        let found: Option<HashSet<IpAddr>> = self.kernel.0.addresses(self.family)?.map(|found| found.into_iter().collect());
+    fn read_addresses(&mut self) -> Result<(), Error> {
+        let found = self.kernel.0.addresses(self.family)?;
+        self.note_addresses(found);
+        Ok(())
+    }
+
+    pub(super) fn note_addresses(&mut self, found: Option<Vec<IpAddr>>) {
+        let found: Option<HashSet<IpAddr>> = found.map(|found| found.into_iter().collect());
         let is_there = |address: &IpAddr| found.as_ref().is_some_and(|found| found.contains(address));
         let lost = self.addresses.iter().flatten().filter(|address| !is_there(address));
         let unwanted = found.iter().flatten().filter(|address| !self.ledger.is_address_wanted(**address));
         let dirty: Vec<_> = lost.chain(unwanted).map(|address| (SetId::IpvsIps, Member::Ip(*address))).collect();
         self.ledger.dirty.members.extend(dirty);
         self.addresses = found;
-        Ok(())
     }
 }
 
