@@ -387,6 +387,23 @@ fn a_set_grows_before_it_is_full_and_is_never_empty() {
     bench.assert_as_fresh("grown");
 }
 
+/// A kernel without a module: rules do without its sets, and all else is programmed.
+#[test]
+fn a_set_that_cannot_be_made_is_told_once_and_done_without() {
+    let mut bench = Bench::new();
+    bench.balancer.lock().0.dislike("create set KUBE-CLUSTER-IP", Errno::ENOENT);
+    bench.sync((1..=3).flat_map(|i| web(i, 2)));
+    let unfinished: Vec<_> = bench.sync.servers().unwrap().refusals().collect();
+    assert_eq!(unfinished.len(), 1, "{unfinished:?}");
+    assert!(unfinished[0].starts_with("set KUBE-CLUSTER-IP: cannot create set KUBE-CLUSTER-IP of type hash:ip,port: ENOENT"));
+    assert!(!bench.rules.save(Family::Ipv4).contains("KUBE-CLUSTER-IP"));
+    assert_eq!(bench.saved().matches("address 10.96.0.").count(), 3);
+    bench.balancer.lock().0.like_everything();
+    bench.sync.servers_mut().unwrap().look_again();
+    bench.try_sync().unwrap();
+    bench.assert_as_fresh("the module is there");
+}
+
 /// A kernel that has no room for a larger set: who does not fit is named, and all others are programmed.
 #[test]
 fn a_full_set_that_cannot_grow_is_told() {
