@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::slice::from_ref;
 
-use super::support::lab::{A1, A2, B1, FAMILIES, Lab, Node as Host, Pod};
+use super::support::lab::{A1, A2, B1, FAMILIES, Lab, Node as Host, Pod, outside_address};
 use super::support::objects::{Door, OUTER_DOORS, Service};
 use super::support::proxy::get;
 use super::support::traffic::{Backend, Fate, Protocol, TCP_PORT, UDP_PORT, ask};
@@ -97,6 +97,10 @@ fn without_endpoints_is_refused_and_without_local_ones_is_dropped() {
     let sluice = start(&lab, &services, &[]);
     let trial = trial(&lab);
     expect_table(&trial, &NOBODY_HERE, &services);
+    // Let through, they would be silent as well: node-b's pod would answer the client past node-a.
+    let from_outside = |line: &&String| FAMILIES.iter().any(|family| line.contains(&outside_address(*family).to_string()));
+    let let_through: Vec<_> = view::connections(&lab.node_a).into_iter().filter(|line| from_outside(&line)).collect();
+    assert!(let_through.is_empty(), "{let_through:#?}");
     trial.verdict();
     sluice.stop();
 }
