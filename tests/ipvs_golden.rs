@@ -16,7 +16,7 @@ use std::path::Path;
 use std::process::Command;
 
 use support::Scratch;
-use support::golden::{FAMILIES, GOLDEN, differences, flags_of, for_each, name, steps};
+use support::golden::{FAMILIES, GOLDEN, after_ipvs, differences, flags_of, folders, for_each, name};
 use support::ipvs::{self, DUMPS, Origin};
 use support::machine::{Machine, leave};
 use support::netns::Namespace;
@@ -57,18 +57,14 @@ fn what_is_programmed_is_kube_proxys() {
         failures.extend(DUMPS.into_iter().filter_map(|dump| undeliberate(&machine, &scratch, &folder, scenario, dump)));
     }
     let sequence = Path::new(GOLDEN).join(sequence::SEQUENCE);
-    for (step, _) in steps(&sequence) {
+    for step in folders(&sequence, |_| true) {
         let rules = DUMPS.into_iter().filter(|dump| dump.contains("iptables"));
-        let folder = format!("sequence/{step}");
-        failures.extend(rules.filter_map(|dump| undeliberate(&machine, &scratch, &folder, &sequence.join(&step), dump)));
+        let folder = format!("sequence/{}", name(&step));
+        failures.extend(rules.filter_map(|dump| undeliberate(&machine, &scratch, &folder, &step, dump)));
     }
     for scenario in changes::SCENARIOS {
         let golden = Path::new(GOLDEN).join(scenario);
-        let folder = format!("changed/{scenario}/iptables");
-        failures.extend(FAMILIES.into_iter().filter_map(|(_, _, dump)| {
-            let found = differences(&scratch, &golden.join(dump), &machine.left(&format!("{folder}/{dump}")).unwrap_or_default());
-            (!found.is_empty()).then(|| format!("{folder}/{dump}:\n{found}"))
-        }));
+        failures.extend(FAMILIES.into_iter().filter_map(|(_, _, dump)| came_from_ipvs(&machine, &scratch, &golden, dump)));
         let folder = format!("changed/{scenario}/ipvs");
         failures.extend(DUMPS.into_iter().filter_map(|dump| undeliberate(&machine, &scratch, &folder, &golden, dump)));
     }
@@ -82,6 +78,15 @@ fn undeliberate(machine: &Machine, scratch: &Scratch, folder: &str, golden: &Pat
         None => "the machine left none\n".into(),
     };
     (!found.is_empty()).then(|| format!("{folder}/{dump}:\n{found}"))
+}
+
+/// What differs from the golden rules of iptables mode on a node that came from ipvs mode.
+fn came_from_ipvs(machine: &Machine, scratch: &Scratch, golden: &Path, dump: &str) -> Option<String> {
+    let want = scratch.file("after-ipvs");
+    fs::write(&want, after_ipvs(&fs::read_to_string(golden.join(dump)).expect("a dump"))).expect("a file");
+    let file = format!("changed/{}/iptables/{dump}", name(golden));
+    let found = differences(scratch, &want, &machine.left(&file).unwrap_or_default());
+    (!found.is_empty()).then(|| format!("{file}:\n{found}"))
 }
 
 /// The proxy in a namespace, in ipvs mode with the flags of a scenario.

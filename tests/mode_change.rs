@@ -16,7 +16,7 @@ use sluice::netlink::fake::FakeKernel;
 use sluice::ruleset::{ChainName, Match, Negatable, Op, Place, Rule, Table, Transaction};
 use sluice::serve::Metrics;
 use sluice::sync::{FamilySync, Inputs, Summary};
-use support::golden::{FAMILIES, differences, flags, for_each, name, scenarios};
+use support::golden::{FAMILIES, after_ipvs, differences, flags, for_each, name, scenarios};
 use support::machine::Machine;
 use support::netns::Namespace;
 use support::proxy::BINARY;
@@ -166,22 +166,6 @@ fn of_both_modes() -> Vec<PathBuf> {
 
 fn of_ipvs(scenario: &Path, dump: &str) -> String {
     fs::read_to_string(scenario.join(format!("ipvs-{dump}"))).expect("a dump")
-}
-
-/// The golden rules as they are on a node that came from ipvs mode: the jump that both modes have stays where it was,
-/// behind those that are put in front of it. Of kube-proxy it would stay too.
-fn after_ipvs(golden: &str) -> String {
-    let is_it = |line: &&str| line.starts_with("-A FORWARD ") && line.ends_with("-j KUBE-FORWARD");
-    let kept = golden.lines().find(is_it).expect("the jump");
-    let last = golden.lines().rfind(|line| line.starts_with("-A FORWARD ")).expect("a jump");
-    let mut out = String::new();
-    for line in golden.lines().filter(|line| !is_it(line)) {
-        out.extend([line, "\n"]);
-        if line == last {
-            out.extend([kept, "\n"]);
-        }
-    }
-    out
 }
 
 #[test]

@@ -65,8 +65,11 @@ fn watch(events: &Sender<Event>, device: Option<&DeviceNews>) -> Result<(), Erro
         }
         loop {
             let changed = monitor.wait(LOOK_UP)?;
-            device.into_iter().for_each(|news| news.add(changed.device.clone()));
-            if changed.others {
+            let others = changed.others;
+            if let Some(news) = device {
+                news.add(changed.device);
+            }
+            if others {
                 break;
             }
             if events.is_closed() {

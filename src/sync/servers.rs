@@ -21,7 +21,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::config::RuleConfig;
+use crate::config::{LocalAddresses, RuleConfig};
 use crate::model::{Changes, ObjectKey, Service, State};
 use crate::net::{Family, Protocol};
 use crate::netlink::{Balancer, Error};
@@ -35,6 +35,8 @@ use send::Refusals;
 
 /// Each endpoint gets the same share.
 const WEIGHT: u32 = 1;
+/// So many addresses take the kernel a third of a second to put on one device (netlink.md §4), twice as many four times that.
+const MANY_ADDRESSES: usize = 5000;
 
 /// What was sent, summed up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -138,7 +140,9 @@ impl ServerSync {
         let moved = if changes.addresses || changes.global { self.moved(context, config) } else { BTreeSet::new() };
         if changes.global {
             let gone: Vec<_> = self.ledger.services().filter(|key| context.state.service(key).is_none()).cloned().collect();
-            gone.iter().for_each(|key| self.want(context, key));
+            for key in &gone {
+                self.want(context, key);
+            }
             context.state.services().for_each(|(key, _)| self.want(context, key));
         } else {
             changes.services.union(&moved).for_each(|key| self.want(context, key));
@@ -245,10 +249,25 @@ impl ServerSync {
     pub fn finish(&mut self, config: &RuleConfig, now: Instant) -> Result<(), Error> {
         let work = mem::take(&mut self.work);
         let gone = self.quiesce(&work.servers, config, now)?;
+        self.warn_of_many_addresses(&work.members, config);
         self.clear(&work.members, gone)?;
         self.tell_refusals();
         self.report();
         Ok(())
+    }
+
+    /// Before an operator wonders for half a minute.
+    fn warn_of_many_addresses(&self, members: &BTreeSet<SetMember>, config: &RuleConfig) {
+        let many = self.ledger.count(SetId::IpvsIps) >= MANY_ADDRESSES && members.len() >= MANY_ADDRESSES;
+        if many && config.ipvs.local_addresses == LocalAddresses::Device && self.addresses.as_ref().is_none_or(HashSet::is_empty)
+        {
+            tracing::warn!(
+                "{} {} addresses are put on kube-ipvs0, for which the kernel needs time quadratic in their number; \
+                 --ipvs-local-addresses=routes does it in a hundredth of that",
+                self.ledger.count(SetId::IpvsIps),
+                self.family
+            );
+        }
     }
 
     /// Is something not as it should be, since the kernel refused it?

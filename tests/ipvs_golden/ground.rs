@@ -1,15 +1,22 @@
 //! Bad ground for ipvs mode: what is missing or taken by somebody else is told clearly, and the rest is programmed.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::ipvs_mode;
 use super::support::Scratch;
 use super::support::golden::GOLDEN;
 use super::support::netns::Namespace;
 use super::support::node::{error_line, service, slice};
+use super::{ipvs_mode, succeed};
+
+/// A scenario of the test's own.
+fn scenario(scratch: &Scratch, objects: &[Value]) -> PathBuf {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    fs::write(scratch.file("objects.yaml"), list.to_string()).expect("a manifest");
+    scratch.path().to_owned()
+}
 
 /// Somebody else's set has the name of ours and another type: rules and the other sets do without it.
 #[test]
@@ -28,32 +35,36 @@ fn a_set_of_another_type_is_left_alone() {
     assert!(node.output(&["ipvsadm", "-Sn"]).contains("-a -t "), "virtual servers are there all the same");
     // Once it is gone, all is as it should be.
     node.output(&["sh", "-ec", "ipset destroy KUBE-CLUSTER-IP"]);
-    super::succeed(&mut ipvs_mode(&node, &scenario)).expect("to be programmed");
+    succeed(&mut ipvs_mode(&node, &scenario)).expect("to be programmed");
     assert!(node.output(&["iptables-save"]).contains("KUBE-CLUSTER-IP"));
 }
 
-/// A cluster IP that is on another device as well: kube-ipvs0 has it too, and the other device keeps it.
+/// A cluster IP that is on another device as well is on kube-ipvs0 too; an external IP is served where it is. Both are
+/// named, and the other device keeps them.
 #[test]
 #[ignore = "run in the virtual machine of what_is_programmed_is_kube_proxys"]
 fn an_address_of_another_device_stays_there() {
+    const ELSEWHERE: [&str; 3] = ["10.96.0.9/32", "203.0.113.9/32", "fd00:10:96::9/128"];
     let node = Namespace::golden("address-taken");
-    let before = "address add 10.96.0.9/32 dev cni0\naddress add fd00:10:96::9/128 dev cni0 nodad\n";
-    node.links(before);
-    let scratch = Scratch::new("address-taken");
-    let scenario = scratch.file("scenario");
-    fs::create_dir_all(&scenario).expect("a folder");
-    let ports = json!([{"name": "web", "port": 80}]);
-    let spec = json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00:10:96::9"],
-                      "ipFamilies": ["IPv4", "IPv6"], "ports": ports});
+    node.links(&ELSEWHERE.map(|address| format!("address add {address} dev cni0\n")).concat());
+    let spec = json!({"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9", "fd00:10:96::9"], "ipFamilies": ["IPv4", "IPv6"],
+                      "externalIPs": ["203.0.113.9"], "ports": [{"name": "web", "port": 80}]});
     let objects = [service("web", spec), slice("web", json!([{"name": "web", "port": 8080}]), &["10.244.12.9"])];
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    fs::write(scenario.join("objects.yaml"), list.to_string()).expect("a manifest");
+    let scratch = Scratch::new("address-taken");
+    let scenario = scenario(&scratch, &objects);
     for _ in 0..2 {
-        super::succeed(&mut ipvs_mode(&node, &scenario)).expect("to be programmed");
-        for device in ["cni0", "kube-ipvs0"] {
-            let addresses = node.output(&["ip", "-brief", "address", "show", "dev", device]);
-            assert!(addresses.contains("10.96.0.9/32") && addresses.contains("fd00:10:96::9/128"), "{addresses}");
+        let ran = ipvs_mode(&node, &scenario).output().expect("sluice");
+        let log = String::from_utf8_lossy(&ran.stderr);
+        assert!(ran.status.success(), "{log}");
+        for address in ["ClusterIP 10.96.0.9", "ClusterIP fd00:10:96::9", " 203.0.113.9"] {
+            let line = log.lines().find(|line| line.contains(&format!("{address} of Service shop/web")));
+            assert!(line.is_some_and(|line| line.contains("another interface")), "{address} is to be named: {log}");
         }
+        let on = |device| node.output(&["ip", "-brief", "address", "show", "dev", device]);
+        assert!(ELSEWHERE.iter().all(|address| on("cni0").contains(address)), "{}", on("cni0"));
+        let ours = on("kube-ipvs0");
+        assert!(ours.contains(ELSEWHERE[0]) && !ours.contains(ELSEWHERE[1]) && ours.contains(ELSEWHERE[2]), "{ours}");
+        assert!(node.output(&["ipvsadm", "-Sn"]).contains("-a -t 203.0.113.9:80 -r 10.244.12.9:8080 -m -w 1\n"));
     }
 }
 
@@ -63,24 +74,18 @@ fn an_address_of_another_device_stays_there() {
 #[ignore = "run in the virtual machine of what_is_programmed_is_kube_proxys"]
 fn sets_hold_what_is_wanted() {
     let node = Namespace::golden("large-set");
-    let scratch = Scratch::new("large-set");
-    let scenario = scratch.file("scenario");
-    fs::create_dir_all(&scenario).expect("a folder");
+    let address = |i: i32| format!("10.244.{}.{}", 16 + i / 250, 1 + i % 250);
+    let endpoints: Vec<_> = (0..1000).map(|i| json!({"addresses": [address(i)], "nodeName": "node-a"})).collect();
     let mut objects = Vec::new();
-    let endpoints: Vec<_> = (0..1000)
-        .map(|i| json!({"addresses": [format!("10.244.{}.{}", 16 + i / 250, 1 + i % 250)], "nodeName": "node-a"}))
-        .collect();
     for number in 0..70 {
         let name = format!("many-{number}");
-        objects.push(service(&name, json!({"clusterIP": format!("10.96.1.{number}"), "ports": [{"name": "web", "port": 80}]})));
+        let spec = json!({"clusterIP": format!("10.96.1.{number}"), "ports": [{"name": "web", "port": 80}]});
         let mut slice = slice(&name, json!([{"name": "web", "port": 8000 + number}]), &[]);
         slice["endpoints"] = json!(endpoints);
-        objects.push(slice);
+        objects.extend([service(&name, spec), slice]);
     }
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    fs::write(scenario.join("objects.yaml"), list.to_string()).expect("a manifest");
-    let summary = super::succeed(&mut ipvs_mode(&node, &scenario)).expect("to be programmed");
-    println!("{summary}");
+    let scratch = Scratch::new("large-set");
+    succeed(&mut ipvs_mode(&node, &scenario(&scratch, &objects))).expect("to be programmed");
     let header = node.output(&["ipset", "list", "-terse", "KUBE-LOOP-BACK"]);
     assert!(header.contains("Number of entries: 70000\n"), "{header}");
 }
@@ -93,7 +98,7 @@ fn without_a_scheduler_nothing_is_programmed() {
     let error = error_line(&ipvs_mode(&node, &scenario).arg("--ipvs-scheduler=sed").output().expect("sluice"));
     assert!(error.contains("ip_vs_sed") && error.contains("ENOENT"), "{error}");
     assert_eq!(node.output(&["ipset", "save"]) + &node.output(&["ipvsadm", "-Sn"]), "");
-    super::succeed(&mut ipvs_mode(&node, &scenario)).expect("another scheduler is there");
+    succeed(&mut ipvs_mode(&node, &scenario)).expect("another scheduler is there");
 }
 
 #[test]

@@ -102,7 +102,10 @@ impl Connections {
 
     /// What each answers when it is asked, as the dump says it.
     fn answers(&mut self) -> String {
-        self.0.iter_mut().map(|(number, stream)| format!("connection {number}: {}\n", ask(stream))).collect()
+        self.0
+            .iter_mut()
+            .flat_map(|(number, stream)| ["connection ", number, ": ", &ask(stream), "\n"].map(String::from))
+            .collect()
     }
 }
 
@@ -147,12 +150,15 @@ impl Play {
             let (rules, rest): (Vec<_>, Vec<_>) = seen.into_iter().partition(|(dump, _)| dump.contains("iptables"));
             let judged = rest.iter().filter(|(dump, _)| step.join(dump).exists());
             let found = judged.map(|(dump, text)| (dump, judge(&self.scratch, step, dump, text)));
-            let found: String =
-                found.filter(|(_, found)| !found.is_empty()).map(|(dump, found)| format!("{dump}:\n{found}")).collect();
+            let found: Vec<_> = found.filter(|(_, found)| !found.is_empty()).collect();
             if found.is_empty() {
-                rules.iter().for_each(|(dump, text)| leave(&format!("sequence/{}/{dump}", name(step)), text));
+                for (dump, text) in &rules {
+                    leave(&format!("sequence/{}/{dump}", name(step)), text);
+                }
                 return;
             }
+            let found: Vec<_> = found.iter().map(|(dump, found)| format!("{dump}:\n{found}")).collect();
+            let found = found.concat();
             assert!(Instant::now() < end, "not within {PATIENCE:?} as in {}:\n{found}", step.display());
         }
     }

@@ -150,3 +150,22 @@ fn documents(file: &Path) -> Vec<(String, Value)> {
         .map(|object| (format!("{} {} {}", object["kind"], object["metadata"]["namespace"], object["metadata"]["name"]), object))
         .collect()
 }
+
+/// The golden rules as they are on a node that came from ipvs mode: the jump that both modes have stays where it was,
+/// behind those that are put in front of it. Of kube-proxy it would stay too.
+///
+/// # Panics
+/// When it is not among them.
+pub fn after_ipvs(golden: &str) -> String {
+    let is_it = |line: &&str| line.starts_with("-A FORWARD ") && line.ends_with("-j KUBE-FORWARD");
+    let kept = golden.lines().find(is_it).expect("the jump");
+    let last = golden.lines().rfind(|line| line.starts_with("-A FORWARD ")).expect("a jump");
+    let mut out = String::new();
+    for line in golden.lines().filter(|line| !is_it(line)) {
+        out.extend([line, "\n"]);
+        if line == last {
+            out.extend([kept, "\n"]);
+        }
+    }
+    out
+}

@@ -11,7 +11,7 @@ pub(super) struct Servers {
     operations: Counters<ByFamily>,
     refused: Counters<ByFamily>,
     unfinished: Counts<ByFamily>,
-    virtual_servers: Counts<ByFamily>,
+    there: Counts<ByFamily>,
     draining: Counts<ByFamily>,
     drained: Counters<ByDrainEnd>,
 }
@@ -23,7 +23,7 @@ impl Metrics {
         for counter in [&servers.operations, &servers.refused] {
             counter.get_or_create(&label).inc_by(0);
         }
-        for count in [&servers.unfinished, &servers.virtual_servers, &servers.draining] {
+        for count in [&servers.unfinished, &servers.there, &servers.draining] {
             count.get_or_create(&label).set(0);
         }
         for end in [DrainEnd::Finished, DrainEnd::Expired] {
@@ -41,7 +41,7 @@ impl Metrics {
     /// many real servers have connections but get no new ones.
     pub fn servers_counted(&self, family: Family, virtual_servers: u64, unfinished: u64, draining: u64) {
         let label = label(family);
-        self.servers.virtual_servers.get_or_create(&label).set(virtual_servers);
+        self.servers.there.get_or_create(&label).set(virtual_servers);
         self.servers.unfinished.get_or_create(&label).set(unfinished);
         self.servers.draining.get_or_create(&label).set(draining);
     }
@@ -63,7 +63,7 @@ impl Servers {
                 "node_objects_unfinished",
                 "Virtual servers, sets and addresses that are not as they should be because the kernel refused it",
             ),
-            virtual_servers: ours(registry, "virtual_servers", "Virtual servers in the kernel"),
+            there: ours(registry, "virtual_servers", "Virtual servers in the kernel"),
             draining: ours(
                 registry,
                 "draining_real_servers",
