@@ -2,6 +2,7 @@
 //! its own, which is sent and asked the same in the same moments: what it takes is the floor.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -63,10 +64,17 @@ struct Side {
 impl Side {
     /// Those of the thread's namespace.
     fn real(style: Style) -> Self {
+        set_loopback_up();
         let mut balancer = NodeBalancer::open(style).expect("ipset; run as root");
         balancer.servers(Family::Ipv4).expect("IPVS, whose socket is opened here, in this namespace");
         Self { rules: Box::new(NftKernel::open().expect("nf_tables; run as root")), balancer: Box::new(balancer) }
     }
+}
+
+/// In the thread's namespace. Where no address is local, the kernel takes no real servers (EINVAL).
+pub fn set_loopback_up() {
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status();
+    assert!(status.is_ok_and(|status| status.success()), "iproute2");
 }
 
 impl Machine {

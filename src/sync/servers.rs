@@ -59,6 +59,8 @@ pub struct ServerSync {
     work: Dirty,
     /// Local addresses that the kernel has; `None`: there is no device for them.
     addresses: Option<HashSet<IpAddr>>,
+    /// The names of sets, made once: there is one in each operation on a member.
+    names: [SetName; SetId::ALL.len()],
     /// Sets that the kernel has, with the number of members they take.
     sets: BTreeMap<SetId, usize>,
     /// Sets with members that ours never have, and that cannot be named: to be replaced.
@@ -117,6 +119,7 @@ impl ServerSync {
             ledger: Ledger::default(),
             work: Dirty::default(),
             addresses: None,
+            names: SetId::ALL.map(|set| set.name(family)),
             sets: BTreeMap::new(),
             odd: BTreeSet::new(),
             unusable: BTreeMap::new(),
@@ -207,7 +210,7 @@ impl ServerSync {
         let wanted = |member: &&SetMember| self.ledger.is_member_wanted(member) && !self.ledger.is_member_known(member);
         let usable = |member: &&SetMember| self.sets.contains_key(&member.0);
         let missing = work.members.iter().filter(usable).filter(wanted);
-        let members = missing.map(|&(set, member)| NodeOp::AddMember { set: set.name(self.family), member }).collect();
+        let members = missing.map(|&(set, member)| NodeOp::AddMember { set: self.set_name(set), member }).collect();
         self.apply(members)
     }
 
@@ -270,12 +273,16 @@ impl ServerSync {
         for (set, members) in room {
             match self.sets.get(&set) {
                 _ if self.unusable.contains_key(&set) => {}
-                None => missing.push(NodeOp::CreateSet(self.spec(set, set.name(self.family), members))),
+                None => missing.push(NodeOp::CreateSet(self.spec(set, self.set_name(set), members))),
                 Some(room) if *room < members || self.odd.contains(&set) => self.replace(set, members)?,
                 Some(_) => {}
             }
         }
         self.apply(missing)
+    }
+
+    fn set_name(&self, set: SetId) -> SetName {
+        self.names[set as usize].clone()
     }
 
     fn spec(&self, set: SetId, name: SetName, members: usize) -> SetSpec {
@@ -284,7 +291,7 @@ impl ServerSync {
 
     /// Puts another set in a set's place, large enough and with all its members: rules that name it never find it empty.
     fn replace(&mut self, set: SetId, members: usize) -> Result<(), Error> {
-        let (name, larger) = (set.name(self.family), set.larger_name(self.family));
+        let (name, larger) = (self.set_name(set), set.larger_name(self.family));
         let spec = self.spec(set, larger.clone(), members);
         let room = room_of(&spec);
         let mut ops = vec![NodeOp::CreateSet(spec)];
@@ -336,7 +343,7 @@ impl ServerSync {
         let mut ops = self.address_ops(&members);
         let unwanted = |member: &&SetMember| !self.ledger.is_member_wanted(member) && self.ledger.is_member_known(member);
         let leaving = members.iter().filter(unwanted);
-        ops.extend(leaving.map(|&(set, member)| NodeOp::DeleteMember { set: set.name(self.family), member }));
+        ops.extend(leaving.map(|&(set, member)| NodeOp::DeleteMember { set: self.set_name(set), member }));
         ops.extend(gone);
         self.apply(ops)
     }

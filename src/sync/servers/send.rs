@@ -97,7 +97,7 @@ impl ServerSync {
 
     /// Which of our sets has this name; `None` for one that is about to take another's place.
     fn set_id(&self, name: &SetName) -> Option<SetId> {
-        SetId::ALL.into_iter().find(|set| set.name(self.family) == *name)
+        SetId::ALL.into_iter().find(|set| self.names[*set as usize] == *name)
     }
 
     /// Writes down what the kernel would not do. What follows from it is not told: the real servers of a virtual server
@@ -137,7 +137,7 @@ impl ServerSync {
     /// Each refusal is told once, and once more when the kernel gives another reason.
     pub(super) fn tell_refusals(&mut self) {
         for (set, why) in &self.unusable {
-            self.refusals.now.insert(format!("set {}", set.name(self.family)), why.clone());
+            self.refusals.now.insert(format!("set {}", self.set_name(*set)), why.clone());
         }
         for (object, why) in &self.refusals.now {
             if self.refusals.told.get(object) != Some(why) {
