@@ -102,7 +102,10 @@ impl Connections {
 
     /// What each answers when it is asked, as the dump says it.
     fn answers(&mut self) -> String {
-        self.0.iter_mut().flat_map(|(number, stream)| ["connection ", number, ": ", &ask(stream), "\n"].map(String::from)).collect()
+        self.0
+            .iter_mut()
+            .flat_map(|(number, stream)| ["connection ", number, ": ", &ask(stream), "\n"].map(String::from))
+            .collect()
     }
 }
 
