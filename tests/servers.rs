@@ -207,6 +207,22 @@ fn a_removed_service_drains_with_its_address_for_as_long_as_the_flag_says() {
     bench.assert_as_fresh("expired");
 }
 
+/// The time of a removed Service begins with its removal, however long an endpoint of it has been draining.
+#[test]
+fn a_services_time_begins_when_it_is_removed() {
+    let mut bench = Bench::with(1);
+    let start = Instant::now();
+    bench.connect(1, 2, (1, 0));
+    bench.sync([web_slice(1, [1])]);
+    std::thread::sleep(Duration::from_millis(20));
+    let removed = Instant::now();
+    bench.sync([gone(1)]);
+    bench.check_drains(start + Duration::from_mins(15) + Duration::from_millis(10)).unwrap();
+    assert!(bench.saved().contains("real 10.240.1.2:8080 weight 0"), "{}", bench.saved());
+    bench.check_drains(removed + Duration::from_mins(16)).unwrap();
+    bench.assert_as_fresh("expired");
+}
+
 #[test]
 fn udp_and_a_drain_timeout_of_zero_end_at_once() {
     let mut bench = Bench::new();

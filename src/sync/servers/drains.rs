@@ -21,7 +21,9 @@ pub(super) struct Drains(BTreeMap<VirtualAddress, Drain>);
 
 #[derive(Debug)]
 struct Drain {
+    /// Of a removed Service: since it was removed.
     since: Instant,
+    is_removed: bool,
     /// Real servers that have connections still.
     reals: usize,
     /// The address that stays for them.
@@ -118,8 +120,11 @@ impl ServerSync {
             );
         }
         let is_wanted = self.ledger.wanted(&at).is_some();
-        let drain = self.drains.0.entry(at).or_insert(Drain { since: now, reals: 0, held: None });
+        let drain = self.drains.0.entry(at).or_insert(Drain { since: now, is_removed: !is_wanted, reals: 0, held: None });
         drain.reals = busy.len();
+        if drain.is_removed == is_wanted {
+            (drain.since, drain.is_removed) = (now, !is_wanted);
+        }
         let member = (SetId::IpvsIps, Member::Ip(at.address.ip()));
         let is_local = self.addresses.as_ref().is_some_and(|known| known.contains(&at.address.ip()));
         if is_wanted {
