@@ -56,7 +56,7 @@ impl Bench {
         let servers = balancer.0.servers(Family::Ipv4).unwrap_or_default();
         let connections = random.map(|random| (random.below(16), (u32::from(random.below(2)), 0)));
         for (number, (at, _)) in servers.iter().enumerate() {
-            let reals = balancer.0.real_servers(at).unwrap();
+            let reals = balancer.0.real_servers(at).expect("a reading");
             match connections {
                 None => reals.iter().for_each(|real| balancer.0.connect(at, real.address, (0, 0))),
                 Some((some, count)) if number == usize::from(some) => {
@@ -195,13 +195,13 @@ fn a_removed_service_drains_with_its_address_for_as_long_as_the_flag_says() {
     assert!(!bench.saved().contains("KUBE-CLUSTER-IP 10.96.0.1,"), "new connections are refused");
     // The other real server has none and is gone.
     assert!(!bench.saved().contains("10.240.1.2"));
-    bench.check_drains(started + Duration::from_secs(14 * 60)).unwrap();
+    bench.check_drains(started + Duration::from_mins(14)).unwrap();
     assert!(bench.saved().contains(held));
     // Wanted again: as if nothing had been.
     bench.sync(web(1, 2));
     bench.assert_as_fresh("wanted again");
     bench.sync([gone(1)]);
-    bench.check_drains(Instant::now() + Duration::from_secs(15 * 60)).unwrap();
+    bench.check_drains(Instant::now() + Duration::from_mins(15)).unwrap();
     let expired = r#"sluice_drained_real_servers_total{end="expired",ip_family="IPv4"}"#;
     assert_eq!(bench.metric(expired).as_deref(), Some("1"));
     bench.assert_as_fresh("expired");
