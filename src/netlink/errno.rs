@@ -29,6 +29,7 @@ impl Errno {
     pub const EAFNOSUPPORT: Self = Self(97);
     pub const EADDRNOTAVAIL: Self = Self(99);
     pub const ENOBUFS: Self = Self(105);
+    pub const IPSET_ERR_PROTOCOL: Self = Self(4097);
     pub const IPSET_ERR_FIND_TYPE: Self = Self(4098);
     pub const IPSET_ERR_BUSY: Self = Self(4100);
     pub const IPSET_ERR_TYPE_MISMATCH: Self = Self(4102);

@@ -13,9 +13,11 @@ use std::net::{IpAddr, SocketAddr};
 use super::super::errno::Errno;
 use super::super::error::{Error, Refusal};
 use super::super::{Balancer, Sent};
-use crate::net::Family;
+use crate::net::{Family, Scheduler};
 use crate::ruleset::{Member, NodeOp, RealServer, SetHeader, SetName, VirtualAddress, VirtualServer};
 use sets::FakeSets;
+
+const ERANGE: Errno = Errno(34);
 
 #[derive(Debug, Default)]
 pub struct FakeBalancer {
@@ -175,10 +177,10 @@ impl FakeBalancer {
     fn try_op(&mut self, op: &NodeOp) -> Result<(), Errno> {
         match op {
             NodeOp::AddServer { at, server } => self.add_server(*at, *server),
-            NodeOp::EditServer { at, server } => self.server(at).map(|found| found.server = *server),
+            NodeOp::EditServer { at, server } => self.edit_server(at, *server),
             NodeOp::DeleteServer { at } => self.servers.remove(at).map(|_| ()).ok_or(Errno::ESRCH),
-            NodeOp::AddReal { at, real, weight } => self.server(at)?.add_real(*real, *weight),
-            NodeOp::EditReal { at, real, weight } => self.server(at)?.edit_real(*real, *weight),
+            NodeOp::AddReal { at, real, weight } => self.server(at)?.add_real(at, *real, *weight),
+            NodeOp::EditReal { at, real, weight } => self.server(at)?.edit_real(at, *real, *weight),
             NodeOp::DeleteReal { at, real } => self.server(at)?.reals.remove(real).map(|_| ()).ok_or(Errno::ENOENT),
             NodeOp::CreateSet(spec) => self.sets.create(spec),
             NodeOp::AddMember { set, member } => self.sets.add(set, *member),
@@ -193,10 +195,7 @@ impl FakeBalancer {
                 self.addresses = None;
                 Ok(())
             }
-            NodeOp::AddAddress(address) => {
-                self.addresses.as_mut().ok_or(Errno::ENODEV)?.insert(*address);
-                Ok(())
-            }
+            NodeOp::AddAddress(address) => self.add_address(*address),
             NodeOp::DeleteAddress(address) => {
                 if let Some(addresses) = &mut self.addresses {
                     addresses.remove(address);
@@ -210,8 +209,29 @@ impl FakeBalancer {
         if self.servers.contains_key(&at) {
             return Err(Errno::EEXIST);
         }
+        check_server(&at, &server)?;
         self.servers.insert(at, FakeServer { server, reals: BTreeMap::new() });
         Ok(())
+    }
+
+    fn edit_server(&mut self, at: &VirtualAddress, server: VirtualServer) -> Result<(), Errno> {
+        let found = self.server(at)?;
+        check_server(at, &server)?;
+        found.server = server;
+        Ok(())
+    }
+
+    fn add_address(&mut self, address: IpAddr) -> Result<(), Errno> {
+        let addresses = self.addresses.as_mut().ok_or(Errno::ENODEV)?;
+        match address {
+            IpAddr::V6(ip) if ip.is_multicast() || ip.is_loopback() || ip.is_unspecified() => Err(Errno::EADDRNOTAVAIL),
+            // The device has it, but that is not told.
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => Ok(()),
+            _ => {
+                addresses.insert(address);
+                Ok(())
+            }
+        }
     }
 
     /// `ip_vs_genl_set_cmd` looks the virtual server up before anything else.
@@ -226,16 +246,48 @@ impl FakeBalancer {
     }
 }
 
+/// What `ip_vs_add_service` and `ip_vs_edit_service` do not take: the scheduler comes before the prefix, which counts
+/// for IPv6 alone.
+fn check_server(at: &VirtualAddress, server: &VirtualServer) -> Result<(), Errno> {
+    if server.scheduler == Scheduler::Other {
+        return Err(Errno::ENOENT);
+    }
+    let prefix = server.persistence.map_or(1, |persistence| persistence.prefix);
+    let is_good = at.family() == Family::Ipv4 || (1..=Family::Ipv6.host_prefix()).contains(&prefix);
+    if is_good { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// What is refused of a real server wherever it is put: another family would need a tunnel, and a weight has a sign.
+fn check_real(at: &VirtualAddress, real: SocketAddr, weight: u32) -> Result<(), Errno> {
+    if Family::of(real.ip()) != at.family() {
+        return Err(Errno::EINVAL);
+    }
+    i32::try_from(weight).map(drop).map_err(|_| ERANGE)
+}
+
+/// Can packets be sent to this one host? A link-local address could be the node's own, which is not imitated.
+fn is_host(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(ip) => !(ip.octets()[0] == 0 || ip.is_broadcast() || ip.is_multicast()),
+        IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_multicast() || ip.is_unicast_link_local()),
+    }
+}
+
 impl FakeServer {
-    fn add_real(&mut self, address: SocketAddr, weight: u32) -> Result<(), Errno> {
+    fn add_real(&mut self, at: &VirtualAddress, address: SocketAddr, weight: u32) -> Result<(), Errno> {
+        check_real(at, address, weight)?;
         if self.reals.contains_key(&address) {
             return Err(Errno::EEXIST);
+        }
+        if !is_host(address.ip()) {
+            return Err(Errno::EINVAL);
         }
         self.reals.insert(address, RealServer { address, weight, masquerades: true, active: 0, inactive: 0 });
         Ok(())
     }
 
-    fn edit_real(&mut self, address: SocketAddr, weight: u32) -> Result<(), Errno> {
+    fn edit_real(&mut self, at: &VirtualAddress, address: SocketAddr, weight: u32) -> Result<(), Errno> {
+        check_real(at, address, weight)?;
         let real = self.reals.get_mut(&address).ok_or(Errno::ENOENT)?;
         (real.weight, real.masquerades) = (weight, true);
         Ok(())
@@ -305,8 +357,8 @@ fn messages(ops: &[NodeOp]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{Protocol, Scheduler};
-    use crate::ruleset::ServerFlags;
+    use crate::net::Protocol;
+    use crate::ruleset::{Persistence, ServerFlags};
 
     const SERVER: VirtualServer = VirtualServer { scheduler: Scheduler::Rr, flags: ServerFlags::NONE, persistence: None };
 
@@ -363,6 +415,41 @@ mod tests {
     }
 
     #[test]
+    fn what_makes_no_sense_is_refused_in_the_order_of_the_kernel() {
+        let mut fake = FakeBalancer::new();
+        let six = VirtualAddress { protocol: Protocol::Tcp, address: "[fd00::1]:80".parse().unwrap() };
+        let sticky = |scheduler, prefix| {
+            let persistence = Some(Persistence { seconds: 1, prefix });
+            NodeOp::AddServer { at: six, server: VirtualServer { scheduler, persistence, ..SERVER } }
+        };
+        let add_real = |at, real: &str, weight| NodeOp::AddReal { at, real: real.parse().unwrap(), weight };
+        let ops = [
+            sticky(Scheduler::Other, 0),
+            sticky(Scheduler::Rr, 0),
+            sticky(Scheduler::Rr, 64),
+            sticky(Scheduler::Other, 0),
+            NodeOp::AddServer { at: at(80), server: SERVER },
+            add_real(at(80), "[fd00::2]:80", 1 << 31),
+            add_real(at(80), "224.0.0.1:80", 1 << 31),
+            add_real(at(80), "224.0.0.1:80", 1),
+            add_real(six, "[fe80::1]:80", 1),
+            add_real(six, "[::1]:80", i32::MAX as u32),
+            NodeOp::EditReal { at: at(80), real: real(1), weight: 1 << 31 },
+        ];
+        let refused = [
+            (0, Errno::ENOENT),
+            (1, Errno::EINVAL),
+            (3, Errno::EEXIST),
+            (5, Errno::EINVAL),
+            (6, ERANGE),
+            (7, Errno::EINVAL),
+            (8, Errno::EINVAL),
+            (10, ERANGE),
+        ];
+        assert_eq!(errors(&mut fake, &ops), refused);
+    }
+
+    #[test]
     fn addresses_need_the_device() {
         let mut fake = FakeBalancer::new();
         let add = NodeOp::AddAddress([10, 96, 0, 1].into());
@@ -371,7 +458,9 @@ mod tests {
         let delete = NodeOp::DeleteAddress([10, 96, 0, 2].into());
         assert_eq!(errors(&mut fake, &[NodeOp::MakeDevice, NodeOp::MakeDevice, add.clone(), add, delete]), []);
         assert_eq!(fake.addresses(Family::Ipv4).unwrap(), Some(vec![[10, 96, 0, 1].into()]));
-        assert_eq!(fake.addresses(Family::Ipv6).unwrap(), Some(vec![]));
+        let of_ipv6 = ["::1", "fe80::1"].map(|address| NodeOp::AddAddress(address.parse().unwrap()));
+        assert_eq!(errors(&mut fake, &of_ipv6), [(0, Errno::EADDRNOTAVAIL)]);
+        assert_eq!(fake.addresses(Family::Ipv6).unwrap(), Some(vec![]), "link-local ones are not told");
         assert_eq!(errors(&mut fake, &[NodeOp::RemoveDevice, NodeOp::RemoveDevice]), []);
         assert_eq!(fake.addresses(Family::Ipv4).unwrap(), None);
     }

@@ -204,13 +204,21 @@ fn sort_out(ops: &[NodeOp], failures: Vec<Failure>, refused: &mut Refused) -> Ve
         if set.is_some_and(|set| sets.contains(set)) {
             continue;
         }
-        match (failure.bad, set) {
-            (Some(bad), Some(set)) => {
+        let next = match failure.bad {
+            Some(bad) => {
                 refused.insert(bad, failure.errno);
-                sets.insert(set);
-                again.extend((bad + 1..ops.len()).filter(|at| set_of(&ops[*at]) == Some(set)));
+                bad + 1
             }
-            _ => refused.extend(failure.carried.map(|at| (at, failure.errno))),
+            // Of a member with attributes that the type of set does not know no line is told.
+            None if failure.errno == Errno::IPSET_ERR_PROTOCOL && failure.carried.len() > 1 => failure.carried.start,
+            None => {
+                refused.extend(failure.carried.map(|at| (at, failure.errno)));
+                continue;
+            }
+        };
+        if let Some(set) = set {
+            sets.insert(set);
+            again.extend((next..ops.len()).filter(|at| set_of(&ops[*at]) == Some(set)));
         }
     }
     again
@@ -253,6 +261,19 @@ mod tests {
         assert_eq!(sort_out(&ops, failures, &mut refused), [2, 4]);
         let places: Vec<_> = refused.into_keys().collect();
         assert_eq!(places, [1, 5], "of 4 the second try will tell");
+    }
+
+    #[test]
+    fn a_list_with_a_bad_member_of_no_line_is_done_one_by_one() {
+        let ops = ops(&["A", "A", "B", "B", "A"]);
+        let mut refused = Refused::new();
+        let protocol = |carried| Failure { carried, errno: Errno::IPSET_ERR_PROTOCOL, bad: None };
+        let missing = Failure { carried: 2..4, errno: Errno::ENOENT, bad: None };
+        assert_eq!(sort_out(&ops, vec![protocol(0..2), missing, protocol(4..5)], &mut refused), [0, 1, 4]);
+        assert_eq!(refused.into_keys().collect::<Vec<_>>(), [2, 3], "a set that is not there takes none of them");
+        let mut refused = Refused::new();
+        assert!(sort_out(&ops, vec![protocol(4..5)], &mut refused).is_empty());
+        assert_eq!(refused.into_keys().collect::<Vec<_>>(), [4]);
     }
 
     /// The kernel's answer to a list, whose line it wrote into the request that it repeats.

@@ -9,12 +9,10 @@ use crate::net::Family;
 use crate::ruleset::{Member, SetHeader, SetName, SetSpec, SetType};
 
 /// Of `linux/netfilter/ipset/ip_set.h`: negative where errors of the system would be.
-const PROTOCOL: Errno = Errno(4097);
 const BUSY: Errno = Errno(4100);
 const EXIST_SETNAME2: Errno = Errno(4101);
 const TYPE_MISMATCH: Errno = Errno(4102);
-const IPADDR_IPV4: Errno = Errno(4109);
-const IPADDR_IPV6: Errno = Errno(4110);
+const INVALID_CIDR: Errno = Errno(4104);
 const HASH_FULL: Errno = Errno(4352);
 
 #[derive(Debug, Default)]
@@ -51,7 +49,7 @@ impl FakeSets {
 
     pub fn add(&mut self, name: &SetName, member: Member) -> Result<(), Errno> {
         let set = self.0.get_mut(name).ok_or(Errno::ENOENT)?;
-        set.takes(&member)?;
+        let member = set.taken(&member)?;
         if set.members.len() >= set.max_members as usize && !set.members.contains(&member) {
             return Err(HASH_FULL);
         }
@@ -61,8 +59,8 @@ impl FakeSets {
 
     pub fn delete(&mut self, name: &SetName, member: &Member) -> Result<(), Errno> {
         let set = self.0.get_mut(name).ok_or(Errno::ENOENT)?;
-        set.takes(member)?;
-        set.members.remove(member);
+        let member = set.taken(member)?;
+        set.members.remove(&member);
         Ok(())
     }
 
@@ -131,24 +129,38 @@ impl FakeSets {
 }
 
 impl FakeSet {
-    /// Is it a member that such a set can have?
-    fn takes(&self, member: &Member) -> Result<(), Errno> {
-        let (kind, addresses): (SetType, Vec<IpAddr>) = match *member {
-            Member::Ip(ip) => (SetType::HashIp, vec![ip]),
-            Member::IpPort(ip, ..) => (SetType::HashIpPort, vec![ip]),
-            Member::IpPortIp(ip, _, _, other) => (SetType::HashIpPortIp, vec![ip, other]),
-            Member::IpPortNet(ip, _, _, net) => (SetType::HashIpPortNet, vec![ip, net.addr()]),
-            Member::Port(_) => (SetType::BitmapPort, vec![]),
-        };
-        if self.kind != Some(kind) {
-            return Err(PROTOCOL);
-        }
-        match self.family {
-            Some(family) if addresses.iter().any(|ip| Family::of(*ip) != family) => {
-                Err(if family == Family::Ipv4 { IPADDR_IPV4 } else { IPADDR_IPV6 })
+    /// The member that such a set takes a request for; `IPSET_ATTR_*` that it does not know are refused.
+    fn taken(&self, member: &Member) -> Result<Member, Errno> {
+        match (self.kind, *member) {
+            (Some(SetType::HashIp), Member::Ip(ip)) if self.has(ip) => {
+                if ip.is_unspecified() {
+                    Err(Errno::IPSET_ERR_HASH_ELEM)
+                } else {
+                    Ok(*member)
+                }
             }
-            _ => Ok(()),
+            (Some(SetType::HashIpPort), Member::IpPort(ip, ..)) if self.has(ip) => Ok(*member),
+            (Some(SetType::HashIpPortIp), Member::IpPortIp(ip, _, _, other)) if self.has(ip) && self.has(other) => Ok(*member),
+            (Some(SetType::HashIpPortNet), Member::IpPortNet(ip, protocol, port, net))
+                if self.has(ip) && self.has(net.addr()) =>
+            {
+                if net.prefix_len() == 0 {
+                    Err(INVALID_CIDR)
+                } else {
+                    Ok(Member::IpPortNet(ip, protocol, port, net.trunc()))
+                }
+            }
+            // Without its length the network is one host.
+            (Some(SetType::HashIpPortNet), Member::IpPortIp(ip, protocol, port, other)) if self.has(ip) && self.has(other) => {
+                Ok(Member::IpPortNet(ip, protocol, port, other.into()))
+            }
+            (Some(SetType::BitmapPort), Member::Port(_)) => Ok(*member),
+            _ => Err(Errno::IPSET_ERR_PROTOCOL),
         }
+    }
+
+    fn has(&self, address: IpAddr) -> bool {
+        self.family == Some(Family::of(address))
     }
 }
 
@@ -171,9 +183,9 @@ mod tests {
         assert_eq!(sets.add(&a, member(1)), Err(Errno::ENOENT));
         sets.create(&spec("A", SetType::HashIpPort, 1)).unwrap();
         assert_eq!(sets.create(&spec("A", SetType::HashIp, 1)), Err(Errno::EEXIST));
-        assert_eq!(sets.add(&a, Member::Port(80)), Err(PROTOCOL));
+        assert_eq!(sets.add(&a, Member::Port(80)), Err(Errno::IPSET_ERR_PROTOCOL));
         let of_ipv6 = Member::IpPort("fd00::1".parse().unwrap(), Protocol::Tcp, 80);
-        assert_eq!(sets.add(&a, of_ipv6), Err(IPADDR_IPV4));
+        assert_eq!(sets.add(&a, of_ipv6), Err(Errno::IPSET_ERR_PROTOCOL));
         assert_eq!([1, 1, 2].map(|host| sets.add(&a, member(host))), [Ok(()), Ok(()), Err(HASH_FULL)]);
         assert_eq!([2, 1, 1].map(|host| sets.delete(&a, &member(host))), [Ok(()); 3]);
         assert_eq!(sets.swap(&a, &b), Err(EXIST_SETNAME2));
@@ -182,6 +194,21 @@ mod tests {
         assert_eq!(sets.swap(&a, &b), Err(TYPE_MISMATCH));
         sets.refer_to("B", 1);
         assert_eq!(sets.destroy(&b), Err(BUSY));
+    }
+
+    #[test]
+    fn members_are_taken_for_what_the_set_holds() {
+        let (mut sets, ips, nets) = (FakeSets::default(), SetName::from("IPS"), SetName::from("NETS"));
+        sets.create(&spec("IPS", SetType::HashIp, 9)).unwrap();
+        sets.create(&spec("NETS", SetType::HashIpPortNet, 9)).unwrap();
+        assert_eq!(sets.add(&ips, Member::Ip([0; 4].into())), Err(Errno::IPSET_ERR_HASH_ELEM));
+        assert_eq!(sets.add(&ips, member(1)), Err(Errno::IPSET_ERR_PROTOCOL), "it has a port");
+        let ip = IpAddr::from([10, 96, 0, 1]);
+        let net = |text: &str| Member::IpPortNet(ip, Protocol::Tcp, 80, text.parse().unwrap());
+        assert_eq!(sets.add(&nets, net("0.0.0.0/0")), Err(INVALID_CIDR));
+        sets.add(&nets, net("10.1.2.3/8")).unwrap();
+        sets.add(&nets, Member::IpPortIp(ip, Protocol::Tcp, 80, ip)).unwrap();
+        assert_eq!(sets.members(&nets), [net("10.0.0.0/8"), net("10.96.0.1/32")]);
     }
 
     #[test]
