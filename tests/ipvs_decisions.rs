@@ -339,7 +339,8 @@ fn affinity_is_by_the_whole_address() {
 fn the_modes_rules_follow_which_sets_hold_something() {
     let (config, state) = (config(), state(&[]));
     let rules = |filled: Filled| {
-        let context = Context::new(&config, world::facts(), &state, Family::Ipv4).with_filled(filled);
+        let mut context = Context::new(&config, world::facts(), &state, Family::Ipv4);
+        context.fill(filled, Filled::default());
         let mut out = String::new();
         text::save(&mut out, render::layout(&config), &[&render::mode(&context).1]).expect("text");
         out

@@ -5,40 +5,19 @@
 
 mod support;
 
-use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::slice::from_ref;
-use std::sync::Mutex;
-use std::thread;
 
-use support::lab::{A1, A2, B1, CLIENT, FAMILIES, Family, Lab, Node, Pod, outside_address};
-use support::netns::Namespace;
+use support::lab::{A1, A2, B1, FAMILIES, Lab, Pod};
 use support::objects::{Door, OUTER_DOORS, Service};
 use support::proxy::Sluice;
 use support::require_root;
-use support::traffic::{Fate, Protocol, SILENCE, ask, ask_within, protocols};
+use support::traffic::{Protocol, protocols};
+use support::trial::Client::{self, Node, Outside};
+use support::trial::Expect::{self, Hidden, Kept, Refused, Silence};
+use support::trial::{CLIENTS, POD, Trial};
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Client {
-    Pod(Pod),
-    Node,
-    Outside,
-}
-
-const POD: Client = Client::Pod(CLIENT);
-const CLIENTS: [Client; 3] = [POD, Client::Node, Client::Outside];
-
-#[derive(Debug, Clone, Copy)]
-enum Expect {
-    /// Just these backends, which see the client's own address.
-    Kept(&'static [Pod]),
-    /// Just these backends, which see the node's address on their side.
-    Hidden(&'static [Pod]),
-    Refused,
-    Silence,
-}
-use Expect::{Hidden, Kept, Refused, Silence};
-
+/// So many that one of three backends is missed once in four million times.
+const ASKS: usize = 40;
 const ALL: &[Pod] = &[A1, A2, B1];
 const NEAR: &[Pod] = &[A1, A2];
 const FAR: &[Pod] = &[B1];
@@ -49,12 +28,12 @@ const BALANCER: &[Door] = &[Door::LoadBalancer];
 /// By client and door: external policy Cluster, external policy Local, internal policy Local.
 const TRUTH: [(Client, &[Door], [Expect; 3]); 7] = [
     (POD, CLUSTER_IP, [Kept(ALL), Kept(ALL), Kept(NEAR)]),
-    (Client::Node, CLUSTER_IP, [Hidden(ALL), Hidden(ALL), Hidden(NEAR)]),
-    (Client::Outside, CLUSTER_IP, [Hidden(ALL), Hidden(ALL), Hidden(NEAR)]),
+    (Node, CLUSTER_IP, [Hidden(ALL), Hidden(ALL), Hidden(NEAR)]),
+    (Outside, CLUSTER_IP, [Hidden(ALL), Hidden(ALL), Hidden(NEAR)]),
     (POD, &OUTER_DOORS, [Hidden(ALL), Kept(ALL), Hidden(ALL)]),
-    (Client::Node, &OUTER_DOORS, [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
-    (Client::Node, &[Door::LocalhostPort], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
-    (Client::Outside, &OUTER_DOORS, [Hidden(ALL), Kept(NEAR), Hidden(ALL)]),
+    (Node, &OUTER_DOORS, [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
+    (Node, &[Door::LocalhostPort], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
+    (Outside, &OUTER_DOORS, [Hidden(ALL), Kept(NEAR), Hidden(ALL)]),
 ];
 
 #[test]
@@ -69,7 +48,7 @@ fn each_client_reaches_the_right_backends_from_the_right_address() {
         Service { internal_local: true, ..Service::new("internal-local", 3, ALL) },
     ];
     let sluice = Sluice::start(&lab.node_a, &lab.scratch, &services);
-    let trial = Trial::new(&lab);
+    let trial = Trial::new(&lab, ASKS);
     trial.expect_table(&TRUTH, &services);
     trial.verdict();
     sluice.stop();
@@ -78,13 +57,13 @@ fn each_client_reaches_the_right_backends_from_the_right_address() {
 /// By client and door: no endpoints at all; both policies Local and an endpoint on the other node only.
 const NOBODY_HERE: [(Client, &[Door], [Expect; 2]); 7] = [
     (POD, CLUSTER_IP, [Refused, Silence]),
-    (Client::Node, CLUSTER_IP, [Refused, Silence]),
-    (Client::Outside, CLUSTER_IP, [Refused, Silence]),
+    (Node, CLUSTER_IP, [Refused, Silence]),
+    (Outside, CLUSTER_IP, [Refused, Silence]),
     (POD, &OUTER_DOORS, [Refused, Kept(FAR)]),
-    (Client::Node, &[Door::NodePort], [Refused, Hidden(FAR)]),
+    (Node, &[Door::NodePort], [Refused, Hidden(FAR)]),
     // kube-proxy refuses these where packets come in or pass, not where the node's own go out.
-    (Client::Node, &[Door::ExternalIp, Door::LoadBalancer], [Silence, Hidden(FAR)]),
-    (Client::Outside, &OUTER_DOORS, [Refused, Silence]),
+    (Node, &[Door::ExternalIp, Door::LoadBalancer], [Silence, Hidden(FAR)]),
+    (Outside, &OUTER_DOORS, [Refused, Silence]),
 ];
 
 #[test]
@@ -96,7 +75,7 @@ fn without_endpoints_is_refused_and_without_local_ones_is_dropped() {
     let services =
         [Service::new("nobody", 1, &[]), Service { external_local: true, internal_local: true, ..Service::new("far", 2, FAR) }];
     let sluice = Sluice::start(&lab.node_a, &lab.scratch, &services);
-    let trial = Trial::new(&lab);
+    let trial = Trial::new(&lab, ASKS);
     trial.expect_table(&NOBODY_HERE, &services);
     trial.verdict();
     sluice.stop();
@@ -104,13 +83,13 @@ fn without_endpoints_is_refused_and_without_local_ones_is_dropped() {
 
 /// By client and door: the ranges hold the outside client; the pods; the node.
 const RANGES: [(Client, &[Door], [Expect; 3]); 6] = [
-    (Client::Outside, BALANCER, [Hidden(ALL), Silence, Silence]),
+    (Outside, BALANCER, [Hidden(ALL), Silence, Silence]),
     (POD, BALANCER, [Silence, Hidden(ALL), Silence]),
-    (Client::Node, BALANCER, [Silence, Silence, Hidden(ALL)]),
+    (Node, BALANCER, [Silence, Silence, Hidden(ALL)]),
     // Ranges guard the load balancer's address alone.
-    (Client::Outside, &[Door::NodePort, Door::ExternalIp], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
+    (Outside, &[Door::NodePort, Door::ExternalIp], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
     (POD, CLUSTER_IP, [Kept(ALL), Kept(ALL), Kept(ALL)]),
-    (Client::Node, &[Door::NodePort, Door::ExternalIp], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
+    (Node, &[Door::NodePort, Door::ExternalIp], [Hidden(ALL), Hidden(ALL), Hidden(ALL)]),
 ];
 
 #[test]
@@ -132,7 +111,7 @@ fn source_ranges_guard_the_load_balancer() {
         lab.node_a.links(&format!("address add {} dev lo\n", service.address(family, Door::LoadBalancer)));
     }
     let sluice = Sluice::start(&lab.node_a, &lab.scratch, &services);
-    let trial = Trial::new(&lab);
+    let trial = Trial::new(&lab, ASKS);
     trial.expect_table(&RANGES, &services);
     trial.verdict();
     sluice.stop();
@@ -146,7 +125,7 @@ fn a_pod_that_reaches_itself_is_seen_as_its_node() {
     let lab = Lab::new("hairpin");
     let service = Service::new("self", 1, &[A1]);
     let sluice = Sluice::start(&lab.node_a, &lab.scratch, from_ref(&service));
-    let trial = Trial::new(&lab);
+    let trial = Trial::new(&lab, ASKS);
     trial.expect(Client::Pod(A1), CLUSTER_IP, &service, Hidden(&[A1]));
     trial.expect(Client::Pod(A1), &OUTER_DOORS, &service, Hidden(&[A1]));
     // It still sees its neighbour.
@@ -163,7 +142,7 @@ fn protocols_of_one_port_have_endpoints_of_their_own() {
     let lab = Lab::new("split");
     let service = Service { udp_endpoints: Some(vec![A2]), ..Service::new("split", 1, &[A1]) };
     let sluice = Sluice::start(&lab.node_a, &lab.scratch, from_ref(&service));
-    let mut trial = Trial::new(&lab);
+    let mut trial = Trial::new(&lab, ASKS);
     for client in CLIENTS {
         for protocol in protocols() {
             trial.protocols = vec![*protocol];
@@ -173,115 +152,4 @@ fn protocols_of_one_port_have_endpoints_of_their_own() {
     }
     trial.verdict();
     sluice.stop();
-}
-
-/// Asks, and collects what was not as expected: one run shows all that is wrong.
-struct Trial<'lab> {
-    lab: &'lab Lab,
-    protocols: Vec<Protocol>,
-    wrong: Mutex<Vec<String>>,
-}
-
-impl<'lab> Trial<'lab> {
-    fn new(lab: &'lab Lab) -> Self {
-        Self { lab, protocols: protocols().to_vec(), wrong: Mutex::default() }
-    }
-
-    /// All rows at once; a column for each of the Services.
-    fn expect_table<const N: usize>(&self, rows: &[(Client, &[Door], [Expect; N])], services: &[Service; N]) {
-        thread::scope(|scope| {
-            for (client, doors, columns) in rows {
-                for (service, expect) in services.iter().zip(columns) {
-                    scope.spawn(|| self.expect(*client, doors, service, *expect));
-                }
-            }
-        });
-    }
-
-    /// Through each of the doors, in each family and protocol, all at once.
-    fn expect(&self, client: Client, doors: &[Door], service: &Service, expect: Expect) {
-        let ways: Vec<_> = self.ways(doors);
-        let seen = self.client(client).run(|| {
-            thread::scope(|scope| {
-                let asking = |&(family, protocol, door): &_| {
-                    let to = service.at(family, door);
-                    scope.spawn(move || observe(protocol, to, expect))
-                };
-                let threads: Vec<_> = ways.iter().map(asking).collect();
-                threads.into_iter().map(|thread| thread.join().expect("a client")).collect::<Vec<_>>()
-            })
-        });
-        for ((family, protocol, door), seen) in ways.into_iter().zip(seen) {
-            let expected = expected(expect, client, family);
-            if seen != expected {
-                let way = format!("{client:?} to {} by {door:?} {family:?} {protocol:?}", service.name);
-                let wrong = format!("{way}\n    expected {}\n    saw      {}", list(&expected), list(&seen));
-                self.wrong.lock().expect("a lock").push(wrong);
-            }
-        }
-    }
-
-    fn ways(&self, doors: &[Door]) -> Vec<(Family, Protocol, Door)> {
-        let mut ways = Vec::new();
-        for family in FAMILIES {
-            for door in doors.iter().filter(|door| !(family == Family::V6 && **door == Door::LocalhostPort)) {
-                ways.extend(self.protocols.iter().map(|protocol| (family, *protocol, *door)));
-            }
-        }
-        ways
-    }
-
-    fn client(&self, client: Client) -> &Namespace {
-        match client {
-            Client::Pod(pod) => self.lab.pod(pod),
-            Client::Node => &self.lab.node_a,
-            Client::Outside => &self.lab.outside,
-        }
-    }
-
-    fn verdict(self) {
-        let wrong = self.wrong.into_inner().expect("a lock");
-        assert!(wrong.is_empty(), "{} ways are wrong:\n{}", wrong.len(), wrong.join("\n"));
-    }
-}
-
-fn observe(protocol: Protocol, to: SocketAddr, expect: Expect) -> BTreeSet<Fate> {
-    match expect {
-        // So many that one of three backends is missed once in four million times.
-        Kept(_) | Hidden(_) => (0..40).map(|_| ask(protocol, to)).collect(),
-        // Once: where a veth brings the error back while connect() still holds its socket, TCP takes it up only when
-        // it sends again, a second later.
-        Refused => BTreeSet::from([ask(protocol, to)]),
-        Silence => BTreeSet::from([ask_within(protocol, to, SILENCE)]),
-    }
-}
-
-fn expected(expect: Expect, client: Client, family: Family) -> BTreeSet<Fate> {
-    let answered = |pod: &Pod, seen| Fate::Answered { pod: pod.name.to_owned(), seen };
-    match expect {
-        Kept(pods) => pods.iter().map(|pod| answered(pod, own_address(client, family))).collect(),
-        Hidden(pods) => pods.iter().map(|pod| answered(pod, hidden_address(*pod, family))).collect(),
-        Refused => BTreeSet::from([Fate::Refused]),
-        Silence => BTreeSet::from([Fate::Silent]),
-    }
-}
-
-fn own_address(client: Client, family: Family) -> std::net::IpAddr {
-    match client {
-        Client::Pod(pod) => pod.address(family),
-        Client::Node => Node::A.address(family),
-        Client::Outside => outside_address(family),
-    }
-}
-
-/// The node's address on the side where the pod is.
-fn hidden_address(pod: Pod, family: Family) -> std::net::IpAddr {
-    match pod.node {
-        Node::A => Node::A.bridge_address(family),
-        Node::B => Node::A.address(family),
-    }
-}
-
-fn list(fates: &BTreeSet<Fate>) -> String {
-    fates.iter().map(Fate::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -14,7 +14,6 @@ use sluice::model::{Event, State};
 use sluice::netlink::link::Style;
 use sluice::netlink::{Balancer as _, NodeBalancer};
 use sluice::ruleset::NodeOp;
-use sluice::sync::servers::ServerSync;
 use sluice::sync::{FamilySync, Inputs, Summary};
 
 use crate::clock::settle;
@@ -91,7 +90,7 @@ impl Bench {
         }
         let inputs = Inputs { config: &self.config, facts: facts(), state: &self.state };
         let summary = self.sync.sync(&mut self.machine, inputs).expect("a sync");
-        assert_eq!(self.sync.servers().and_then(ServerSync::refusal), None, "the kernel takes everything");
+        assert_eq!(self.sync.servers().and_then(|servers| servers.refusals().next()), None, "the kernel takes everything");
         Measured { elapsed: started.elapsed(), times: self.machine.take_times(), summary }
     }
 

@@ -11,6 +11,7 @@
 
 mod audit;
 mod drains;
+mod elsewhere;
 mod ledger;
 mod read;
 mod send;
@@ -30,6 +31,7 @@ use crate::render::{self, Context};
 use crate::ruleset::{Member, NodeOp, SetName, SetSpec, SetType, VirtualAddress};
 use crate::serve::Metrics;
 use drains::Drains;
+use elsewhere::Elsewhere;
 use ledger::{Dirty, Ledger, Real, SetMember};
 use send::Refusals;
 
@@ -74,8 +76,7 @@ pub struct ServerSync {
     drains: Drains,
     places: Places,
     refusals: Refusals,
-    /// Addresses of Services that another interface has too, and whether it is the ClusterIP: what has been said.
-    elsewhere: BTreeMap<ObjectKey, BTreeSet<(IpAddr, bool)>>,
+    elsewhere: Elsewhere,
     /// Virtual servers that several Services want, and that this has been said of.
     contested: BTreeSet<VirtualAddress>,
     done: Done,
@@ -128,7 +129,7 @@ impl ServerSync {
             drains: Drains::default(),
             places: Places::default(),
             refusals: Refusals::default(),
-            elsewhere: BTreeMap::new(),
+            elsewhere: Elsewhere::default(),
             contested: BTreeSet::new(),
             done: Done::default(),
             audited: 0,
@@ -151,39 +152,8 @@ impl ServerSync {
     }
 
     fn want(&mut self, context: &Context<'_>, key: &ObjectKey) {
-        self.tell_elsewhere(context.state, key);
+        self.elsewhere.tell(context.state, key, self.family);
         self.ledger.want(key, render::service(context, key).into_iter().map(|part| part.balanced));
-    }
-
-    /// Names addresses of a Service that another interface of the node has too. Each is told once.
-    fn tell_elsewhere(&mut self, state: &State, key: &ObjectKey) {
-        let addresses = state.service(key).and_then(|service| service.families[self.family].as_ref());
-        let elsewhere: BTreeSet<_> = addresses
-            .map(|of| (of.cluster_ip, of))
-            .into_iter()
-            .flat_map(|(cluster_ip, of)| {
-                let external = of.external_ips.iter().chain(&of.load_balancer_vips).copied();
-                external.chain([cluster_ip]).filter(|address| state.has_address(*address)).map(move |a| (a, a == cluster_ip))
-            })
-            .collect();
-        for &(address, is_cluster_ip) in &elsewhere {
-            if self.elsewhere.get(key).is_some_and(|told| told.contains(&(address, is_cluster_ip))) {
-                continue;
-            }
-            if is_cluster_ip {
-                tracing::warn!("ClusterIP {address} of Service {key} is also an address of another interface of this node");
-            } else {
-                tracing::info!(
-                    "{address} of Service {key} is an address of another interface of this node: it is served there, and not put \
-                     on kube-ipvs0"
-                );
-            }
-        }
-        if elsewhere.is_empty() {
-            self.elsewhere.remove(key);
-        } else {
-            self.elsewhere.insert(key.clone(), elsewhere);
-        }
     }
 
     /// The Services that want something else, now that the node has other addresses.
@@ -203,13 +173,12 @@ impl ServerSync {
 
     /// Sets that hold something, or are about to.
     pub fn filled(&self) -> Filled {
-        let held = |set: &SetId| self.ledger.count(*set) > 0 && !self.unusable.contains_key(set);
-        SetId::ALL.into_iter().filter(held).collect()
+        self.sets.keys().copied().filter(|set| self.ledger.count(*set) > 0).collect()
     }
 
-    /// Sets that rules must not name, as somebody else's set has the name.
+    /// Sets that rules must not name: somebody else's has the name, or the kernel would not make it.
     pub fn unusable(&self) -> Filled {
-        self.unusable.keys().copied().collect()
+        SetId::ALL.into_iter().filter(|set| !self.sets.contains_key(set)).collect()
     }
 
     /// What was sent since this was last asked.
@@ -239,7 +208,7 @@ impl ServerSync {
         let servers = work.servers.iter().flat_map(|at| self.server_ops(at)).collect();
         self.apply(servers)?;
         let wanted = |member: &&SetMember| self.ledger.is_member_wanted(member) && !self.ledger.is_member_known(member);
-        let usable = |member: &&SetMember| !self.unusable.contains_key(&member.0);
+        let usable = |member: &&SetMember| self.sets.contains_key(&member.0);
         let missing = work.members.iter().filter(usable).filter(wanted);
         let members = missing.map(|&(set, member)| NodeOp::AddMember { set: self.set_name(set), member }).collect();
         self.apply(members)

@@ -4,17 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use sluice::net::Family;
-use sluice::netlink::address::{AddressMonitor, Changed};
+use sluice::netlink::address::{AddressMonitor, DeviceChange};
 use sluice::netlink::link::{LocalAddresses, Style, interface_index};
 use sluice::netlink::{Errno, Sent};
 use sluice::ruleset::NodeOp;
 
 use super::netns::in_namespace;
 use super::{refusals, shell};
-
-const NOTHING: Changed = Changed { others: false, device: false };
-const DEVICE: Changed = Changed { others: false, device: true };
-const OTHERS: Changed = Changed { others: true, device: false };
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
@@ -225,29 +221,35 @@ fn the_devices_changes_are_told_apart() {
         let mut after = |line: &str| {
             shell(line);
             // All that there is to hear is there; but of an IPv6 address the kernel tells once more later.
-            let changed = monitor.wait(Duration::from_secs(1)).unwrap();
-            (changed, monitor.device())
+            let mut changed = monitor.wait(Duration::from_secs(1)).unwrap();
+            changed.device.dedup();
+            (changed.others, changed.device, monitor.device())
         };
         let number = |name: &str| interface_index(name).unwrap();
-        assert_eq!(after("ip link add eth0 type dummy"), (NOTHING, None));
-        assert_eq!(after("ip address add 192.0.2.1/24 dev eth0"), (OTHERS, None));
-        assert_eq!(after("ip link add kube-ipvs0 type dummy"), (DEVICE, number("kube-ipvs0")));
-        assert_eq!(after("ip address add 10.96.0.1/32 dev kube-ipvs0"), (DEVICE, number("kube-ipvs0")));
-        assert_eq!(after("ip address add fd00::1/128 dev kube-ipvs0 nodad"), (DEVICE, number("kube-ipvs0")));
-        assert_eq!(after("ip address del 192.0.2.1/24 dev eth0"), (OTHERS, number("kube-ipvs0")));
+        let link = |exists| vec![DeviceChange::Link { exists }];
+        let address = |address: &str, exists| vec![DeviceChange::Address { address: ip(address), exists }];
+        assert_eq!(after("ip link add eth0 type dummy"), (false, vec![], None));
+        assert_eq!(after("ip address add 192.0.2.1/24 dev eth0"), (true, vec![], None));
+        assert_eq!(after("ip link add kube-ipvs0 type dummy"), (false, link(true), number("kube-ipvs0")));
+        let (four, six) = (address("10.96.0.1", true), address("fd00::1", true));
+        assert_eq!(after("ip address add 10.96.0.1/32 dev kube-ipvs0"), (false, four, number("kube-ipvs0")));
+        assert_eq!(after("ip address add fd00::1/128 dev kube-ipvs0 nodad"), (false, six, number("kube-ipvs0")));
+        assert_eq!(after("ip address del 192.0.2.1/24 dev eth0"), (true, vec![], number("kube-ipvs0")));
         let both = "ip address add 192.0.2.1/24 dev eth0; ip address del 10.96.0.1/32 dev kube-ipvs0";
-        assert_eq!(after(both), (Changed { others: true, device: true }, number("kube-ipvs0")));
-        assert!(!after("ip link set eth0 up").0.device);
-        assert_eq!(after("ip link del kube-ipvs0"), (DEVICE, None));
-        assert_eq!(after("ip link add kube-ipvs0 type dummy"), (DEVICE, number("kube-ipvs0")));
-        assert_eq!(after("ip link set kube-ipvs0 name other"), (DEVICE, None));
+        assert_eq!(after(both), (true, address("10.96.0.1", false), number("kube-ipvs0")));
+        assert_eq!(after("ip link set eth0 up").1, []);
+        let gone = [address("fd00::1", false), link(false)].concat();
+        assert_eq!(after("ip link del kube-ipvs0"), (false, gone, None));
+        assert_eq!(after("ip link add kube-ipvs0 type dummy"), (false, link(true), number("kube-ipvs0")));
+        assert_eq!(after("ip link set kube-ipvs0 name other"), (false, link(false), None));
 
         // One that was there before is known from the beginning; what was lost is found out.
         let mut monitor = AddressMonitor::open(Some("other")).unwrap();
         assert_eq!(monitor.device(), number("other"));
         shell("for i in {0..3000}; do echo address add 172.16.$((i/250)).$((i%250))/32 dev eth0; done | ip -batch -");
         shell("ip link set other name again; ip link set eth0 down; ip link set eth0 name other");
-        assert_eq!(monitor.wait(Duration::ZERO).unwrap(), Changed { others: true, device: true });
+        let changed = monitor.wait(Duration::ZERO).unwrap();
+        assert!(changed.others && changed.device.contains(&DeviceChange::Lost), "{changed:?}");
         assert_eq!(monitor.device(), number("other"));
     });
 }

@@ -6,8 +6,8 @@
 use rustix::thread::UnshareFlags;
 
 /// Runs `test` on a thread in a new namespace: its sockets and the programs it starts are in there.
-pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
-    let thread = std::thread::spawn(move || {
+pub fn in_namespace(test: impl FnOnce() + Send) {
+    let in_thread = || {
         #[expect(deprecated, reason = "its replacement is unsafe for UnshareFlags::FILES only")]
         let moved = rustix::thread::unshare(UnshareFlags::NEWNET);
         match moved {
@@ -15,8 +15,8 @@ pub fn in_namespace(test: impl FnOnce() + Send + 'static) {
             Err(error) if std::env::var_os("CI").is_some() => panic!("no network namespace: {error}"),
             Err(error) => eprintln!("skipped, this needs CAP_SYS_ADMIN: {error}"),
         }
-    });
-    if let Err(panic) = thread.join() {
+    };
+    if let Err(panic) = std::thread::scope(|scope| scope.spawn(in_thread).join()) {
         std::panic::resume_unwind(panic);
     }
 }

@@ -148,7 +148,7 @@ pub fn sections(rendered: &str) -> BTreeMap<&str, String> {
 
 /// Prints all of a node, with one shell: in the machine, to start a program takes long.
 const LOOK: &str = "ipvsadm -Sn; echo @; ipset save; echo @; iptables-save; echo @; ip6tables-save; echo @; \
-                    ip address show dev kube-ipvs0; echo @; ipvsadm -Ln; echo @; ipvsadm -Lnc";
+                    ip address show dev kube-ipvs0 || true; echo @; ipvsadm -Ln; echo @; ipvsadm -Lnc";
 
 /// What a node has, by the name of the dump that has the like: the five, and those of a sequence's steps.
 ///
@@ -198,9 +198,9 @@ pub fn sets_and_members(printed: &str) -> String {
     lines(sets.into_values().flat_map(|(create, members)| [create].into_iter().chain(members)))
 }
 
-/// `ip address` of the one device: its name, state and the flag that matters, then its addresses.
+/// `ip address` of the one device, if there is one: its name, state and the flag that matters, then its addresses.
 fn addresses(printed: &str) -> String {
-    let header = printed.lines().next().unwrap_or_default();
+    let Some(header) = printed.lines().next() else { return String::new() };
     let name = header.split(": ").nth(1).unwrap_or_default();
     let state = header.split_once(" state ").and_then(|(_, rest)| rest.split(' ').next()).unwrap_or_default();
     let noarp = if header.contains("NOARP") { " noarp" } else { "" };

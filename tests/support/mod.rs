@@ -13,13 +13,14 @@ pub mod objects;
 pub mod proxy;
 pub mod random;
 pub mod traffic;
+pub mod trial;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Long enough for a busy machine; a test that meets it has failed.
+/// Long enough for a busy machine; a test that meets it has failed. In the virtual machine it counts `slowness` times.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 const CAP_NET_ADMIN: u32 = 12;
@@ -46,11 +47,17 @@ fn has_capability(number: u32) -> bool {
     effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).is_some_and(|bits| bits >> number & 1 == 1)
 }
 
+/// By how much everything takes longer here: the virtual machine of `e2e/vmrun` may have an emulated processor.
+pub fn slowness() -> u32 {
+    if Path::new("/run/vmrun").exists() { 10 } else { 1 }
+}
+
 /// Asks again and again until `condition` holds.
 ///
 /// # Panics
 /// With `what` when it does not within `patience`.
 pub fn wait_until(what: &str, patience: Duration, mut condition: impl FnMut() -> bool) {
+    let patience = patience * slowness();
     let deadline = Instant::now() + patience;
     while !condition() {
         assert!(Instant::now() < deadline, "not within {patience:?}: {what}");

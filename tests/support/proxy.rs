@@ -1,6 +1,7 @@
 //! The built `sluice` running in a namespace: started on a manifest, waited for by what it programmed, ended as an
 //! operator ends it.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -17,6 +18,7 @@ use super::{PATIENCE, Scratch, wait_until};
 pub const BINARY: &str = env!("CARGO_BIN_EXE_sluice");
 
 const HEALTH: &str = "127.0.0.1:10256";
+const METRICS: &str = "127.0.0.1:10249";
 
 /// A running proxy for node-a.
 #[derive(Debug)]
@@ -33,10 +35,18 @@ impl<'lab> Sluice<'lab> {
     /// # Panics
     /// When they are not in time.
     pub fn start(node: &'lab Namespace, scratch: &Scratch, services: &[Service]) -> Self {
+        Self::start_with(node, scratch, services, &[])
+    }
+
+    /// With flags that take the place of the usual ones.
+    ///
+    /// # Panics
+    /// When the rules are not in force in time.
+    pub fn start_with(node: &'lab Namespace, scratch: &Scratch, services: &[Service], flags: &[&str]) -> Self {
         let manifest = scratch.file("objects.json");
         write_manifest(&manifest, services);
         let mut command = node.command(BINARY);
-        command.args(arguments(&manifest));
+        command.args(arguments(&manifest)).args(flags);
         let mut sluice = Self::spawn(node, scratch, command);
         sluice.wait_in_force();
         sluice
@@ -71,8 +81,26 @@ impl<'lab> Sluice<'lab> {
     /// # Panics
     /// When it does not in time.
     pub fn change(&self, services: &[Service], done: impl Fn(&str) -> bool) {
-        write_manifest(&self.manifest, services);
+        self.write(services);
         wait_until("the change is in force", PATIENCE, || family_rules(self.node).iter().all(|rules| done(rules)));
+    }
+
+    /// Replaces the objects.
+    ///
+    /// # Panics
+    /// When they cannot be written.
+    pub fn write(&self, services: &[Service]) {
+        write_manifest(&self.manifest, services);
+    }
+
+    /// The values of a metric, by its labels as they are written.
+    ///
+    /// # Panics
+    /// When the metrics cannot be had.
+    pub fn metric(&self, name: &str) -> BTreeMap<String, u64> {
+        let text = self.node.run(|| get(METRICS, "/metrics")).expect("the metrics");
+        let values = text.lines().filter_map(|line| line.strip_prefix(name)?.rsplit_once(' '));
+        values.map(|(labels, value)| (labels.to_owned(), value.parse().expect("a number"))).collect()
     }
 
     /// # Panics
@@ -127,22 +155,24 @@ pub fn arguments(manifest: &Path) -> Vec<String> {
 /// The flags that do not say where objects come from.
 pub fn common_flags() -> impl Iterator<Item = String> {
     let flags = "--mode=iptables --hostname-override=node-a --cluster-cidr=10.244.0.0/16,fd00:10:244::/56 \
-                 --metrics-bind-address=127.0.0.1:10249 \
                  --conntrack-max-per-core=0 --conntrack-tcp-timeout-established=0 --conntrack-tcp-timeout-close-wait=0";
-    let health = format!("--healthz-bind-address={HEALTH}");
-    flags.split_whitespace().map(str::to_owned).chain([health])
+    let servers = [format!("--healthz-bind-address={HEALTH}"), format!("--metrics-bind-address={METRICS}")];
+    flags.split_whitespace().map(str::to_owned).chain(servers)
 }
 
 fn healthy(node: &Namespace) -> bool {
-    let ask = || -> io::Result<String> {
-        let mut stream = TcpStream::connect(HEALTH)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: node-a\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    node.run(|| ask().is_ok_and(|answer| answer.lines().next().is_some_and(|status| status.contains(" 200 "))))
+    let is_good = |answer: String| answer.lines().next().is_some_and(|status| status.contains(" 200 "));
+    node.run(|| get(HEALTH, "/healthz").is_ok_and(is_good))
+}
+
+/// Asks an HTTP server from the calling thread's namespace; gives the whole answer.
+pub fn get(server: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(server)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: node-a\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// The rules of both families as `iptables-save` prints them.

@@ -9,13 +9,15 @@ use std::sync::{OnceLock, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, SocketType, bind, connect, ipproto, listen, socket};
+use rustix::net::sockopt::{Timeout, set_socket_linger, set_socket_timeout};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, ipproto, listen, socket_with};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _};
 use tokio::sync::oneshot;
 
 use super::netns::Namespace;
+use super::slowness;
 
 /// Where backends listen, another port by protocol: a datagram sent to the wrong one is not answered.
 pub const TCP_PORT: u16 = 8080;
@@ -63,13 +65,18 @@ impl Protocol {
 /// The protocols this kernel has sockets for; says why one is left out.
 pub fn protocols() -> &'static [Protocol] {
     static KNOWN: OnceLock<Vec<Protocol>> = OnceLock::new();
-    KNOWN.get_or_init(|| match socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP)) {
+    KNOWN.get_or_init(|| match stream_socket(AddressFamily::INET, Protocol::Sctp) {
         Ok(_) => vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp],
         Err(error) => {
             eprintln!("SCTP not tried: this kernel gives no SCTP socket ({error})");
             vec![Protocol::Tcp, Protocol::Udp]
         }
     })
+}
+
+/// Programs that are started have no part in it, as they would keep it open.
+fn stream_socket(family: AddressFamily, protocol: Protocol) -> rustix::io::Result<OwnedFd> {
+    socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, Some(protocol.number()))
 }
 
 /// What became of a question.
@@ -133,7 +140,8 @@ pub struct Session(BufReader<TcpStream>);
 impl Session {
     pub fn open(protocol: Protocol, to: SocketAddr, patience: Duration) -> io::Result<Self> {
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-        let fd = socket(family, SocketType::STREAM, Some(protocol.number()))?;
+        let fd = stream_socket(family, protocol)?;
+        let patience = patience * slowness();
         // The time to send also bounds connect.
         set_socket_timeout(&fd, Timeout::Send, Some(patience))?;
         set_socket_timeout(&fd, Timeout::Recv, Some(patience))?;
@@ -150,6 +158,11 @@ impl Session {
 
     pub fn fate(&mut self) -> Fate {
         fate(self.ask())
+    }
+
+    /// Ends the connection with a RST: nobody on the way has to remember it.
+    pub fn reset(self) -> io::Result<()> {
+        Ok(set_socket_linger(self.0.get_ref(), Some(Duration::ZERO))?)
     }
 }
 
@@ -175,7 +188,7 @@ pub struct Datagrams(UdpSocket);
 impl Datagrams {
     pub fn new(to: SocketAddr, patience: Duration) -> io::Result<Self> {
         let socket = bind_fresh(to.is_ipv4())?;
-        socket.set_read_timeout(Some(patience))?;
+        socket.set_read_timeout(Some(patience * slowness()))?;
         socket.connect(to)?;
         Ok(Self(socket))
     }
@@ -235,7 +248,7 @@ impl Drop for Backend {
 /// Listens on the wildcard address of both families at once and leaves the answering to tasks of the runtime.
 fn serve(name: &'static str) -> io::Result<()> {
     for protocol in protocols().iter().copied().filter(|protocol| *protocol != Protocol::Udp) {
-        let fd = socket(AddressFamily::INET6, SocketType::STREAM, Some(protocol.number()))?;
+        let fd = stream_socket(AddressFamily::INET6, protocol)?;
         bind(&fd, &SocketAddr::from((Ipv6Addr::UNSPECIFIED, protocol.backend_port())))?;
         listen(&fd, 128)?;
         let listener = TcpListener::from(fd);

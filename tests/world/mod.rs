@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "of which each test file uses a part")]
 
 pub mod bench;
+pub mod servers;
 pub mod shop;
 
 use std::net::IpAddr;
@@ -120,7 +121,7 @@ impl Random {
         u8::try_from(self.0 % u64::from(end)).expect("below a u8")
     }
 
-    fn chance(&mut self, one_in: u8) -> bool {
+    pub fn chance(&mut self, one_in: u8) -> bool {
         self.below(one_in) == 0
     }
 }

@@ -21,7 +21,9 @@ pub(super) struct Drains(BTreeMap<VirtualAddress, Drain>);
 
 #[derive(Debug)]
 struct Drain {
+    /// Of a removed Service: since it was removed.
     since: Instant,
+    is_removed: bool,
     /// Real servers that have connections still.
     reals: usize,
     /// The address that stays for them.
@@ -86,39 +88,43 @@ impl ServerSync {
         let is_wanted = self.ledger.wanted(&at).is_some();
         let finished = self.drains.0.get(&at).map_or(0, |drain| drain.reals.min(idle.len()));
         self.metrics.drained(self.family, DrainEnd::Finished, finished as u64);
-        self.note_drain(at, &busy, now);
+        if busy.is_empty() {
+            self.tell_end(&at, !idle.is_empty(), now);
+        } else {
+            self.note_drain(at, &busy, now);
+        }
         if !is_wanted && busy.is_empty() {
             return Ok(vec![NodeOp::DeleteServer { at }]);
         }
         Ok(idle.into_iter().map(|real| NodeOp::DeleteReal { at, real: real.address }).collect())
     }
 
+    /// Nothing of a virtual server drains any more: connections have ended, or all is wanted again.
+    fn tell_end(&mut self, at: &VirtualAddress, ended: bool, now: Instant) {
+        let Some(since) = self.end_drain(at) else { return };
+        let lasted = now.saturating_duration_since(since);
+        let what = if ended { "the last connection to what was removed has ended" } else { "what was removed is wanted again" };
+        tracing::info!("{} {}: {what}, after {lasted:.0?}", self.family, self.name(at));
+    }
+
     /// Writes down which real servers of a virtual server have connections that are to end.
     fn note_drain(&mut self, at: VirtualAddress, busy: &[RealServer], now: Instant) {
-        if busy.is_empty() {
-            if let Some(since) = self.end_drain(&at) {
-                let lasted = now.saturating_duration_since(since);
-                tracing::info!(
-                    "{} {}: the last connection to what was removed has ended, after {lasted:.0?}",
-                    self.family,
-                    self.name(&at)
-                );
-            }
-            return;
-        }
         if !self.drains.0.contains_key(&at) {
             let connections: u64 = busy.iter().map(|real| u64::from(real.active) + u64::from(real.inactive)).sum();
             let reals: Vec<_> = busy.iter().map(|real| real.address.to_string()).collect();
             tracing::info!(
-                "{} {}: {} gets no new connections and goes when its {connections} have ended",
+                "{} {}: no new connections go to {}, until the {connections} there are have ended",
                 self.family,
                 self.name(&at),
                 reals.join(", ")
             );
         }
         let is_wanted = self.ledger.wanted(&at).is_some();
-        let drain = self.drains.0.entry(at).or_insert(Drain { since: now, reals: 0, held: None });
+        let drain = self.drains.0.entry(at).or_insert(Drain { since: now, is_removed: !is_wanted, reals: 0, held: None });
         drain.reals = busy.len();
+        if drain.is_removed == is_wanted {
+            (drain.since, drain.is_removed) = (now, !is_wanted);
+        }
         let member = (SetId::IpvsIps, Member::Ip(at.address.ip()));
         let is_local = self.addresses.as_ref().is_some_and(|known| known.contains(&at.address.ip()));
         if is_wanted {
