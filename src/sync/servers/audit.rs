@@ -112,7 +112,7 @@ impl ServerSync {
             if known.is_some_and(|known| known.server == *server) || (known.is_none() && !self.is_ours(at, config)) {
                 continue;
             }
-            let reals = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+            let reals = self.read_reals(at)?;
             self.ledger.find_server(*at, Some(Known { server: *server, reals }));
             different += 1;
         }
@@ -137,7 +137,7 @@ impl ServerSync {
         // Behind the last one it begins anew.
         self.audited = if share.len() == SHARE { self.audited + SHARE } else { 0 };
         for (at, _) in share {
-            let found: Vec<_> = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+            let found = self.read_reals(at)?;
             let Some(known) = self.ledger.known(at) else { continue };
             let is_known = |real: &Real| known.reals.contains(real);
             if found.len() != known.reals.len() || !found.iter().all(is_known) {

@@ -30,11 +30,18 @@ impl ServerSync {
         self.read_addresses()?;
         for (at, server) in self.kernel.0.servers(self.family)? {
             if self.is_ours(&at, config) {
-                let reals = self.kernel.0.real_servers(&at)?.into_iter().map(Real::from).collect();
+                let reals = self.read_reals(&at)?;
                 self.ledger.find_server(at, Some(Known { server, reals }));
             }
         }
         Ok(())
+    }
+
+    /// The real servers of a virtual server, in no more memory than they need.
+    pub(super) fn read_reals(&mut self, at: &VirtualAddress) -> Result<Vec<Real>, Error> {
+        let mut reals: Vec<_> = self.kernel.0.real_servers(at)?.into_iter().map(Real::from).collect();
+        reals.shrink_to_fit();
+        Ok(reals)
     }
 
     /// Is this virtual server ours to change? One that no Service wants is, unless the user says it is somebody else's.

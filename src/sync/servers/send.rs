@@ -49,7 +49,11 @@ impl ServerSync {
     /// Writes down what was done.
     fn learn(&mut self, op: NodeOp) {
         match op {
-            NodeOp::AddServer { at, server } => self.ledger.learn_server(at, Some(Known { server, reals: Vec::new() })),
+            NodeOp::AddServer { at, server } => {
+                // Neither more nor less than it will have: there are thousands of these.
+                let count = self.ledger.wanted(&at).map_or(0, |(_, wanted)| wanted.real_servers.len());
+                self.ledger.learn_server(at, Some(Known { server, reals: Vec::with_capacity(count) }));
+            }
             NodeOp::EditServer { at, server } => {
                 let reals = self.ledger.reals_mut(&at).map(mem::take).unwrap_or_default();
                 self.ledger.learn_server(at, Some(Known { server, reals }));
