@@ -46,7 +46,7 @@ setpriv --bounding-set=-net_admin --inh-caps=-net_admin "$0" --ignored ground::w
 echo /bin/false >/proc/sys/kernel/modprobe
 /run/vmrun/busybox rmmod ip_vs_nq
 "$0" --ignored ground::without_scheduler
-for module in $(grep -o '^ip_vs_[a-z]*' /proc/modules) ip_vs; do /run/vmrun/busybox rmmod $module; done
+for module in $(grep -o '^\(xt_ipvs\|ip_vs_[a-z]*\)' /proc/modules) ip_vs; do /run/vmrun/busybox rmmod $module; done
 "$0" --ignored ground::without_ipvs
 "#;
 
