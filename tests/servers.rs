@@ -338,6 +338,25 @@ fn a_full_set_that_cannot_grow_is_told() {
     bench.assert_as_fresh("room again");
 }
 
+/// The kernel may call a set full before it has all that it was made for: it grows all the same.
+#[test]
+fn a_set_that_is_full_before_its_time_grows() {
+    let mut bench = Bench::with(1);
+    bench.balancer.lock().0.dislike_for_now("add 10.96.0.2,tcp:80 to set KUBE-CLUSTER-IP", Errno::IPSET_ERR_HASH_FULL, 1);
+    bench.sync(web(2, 1));
+    assert!(bench.sync.servers().unwrap().is_unfinished());
+    bench.balancer.take_ops();
+    bench.sync.servers_mut().unwrap().look_again();
+    bench.try_sync().unwrap();
+    let ops = bench.balancer.take_ops();
+    for op in
+        ["create set KUBE-LARGER-1", "swap sets KUBE-LARGER-1 and KUBE-CLUSTER-IP", "add 10.96.0.2,tcp:80 to set KUBE-CLUSTER-IP"]
+    {
+        assert!(ops.iter().any(|done| done.starts_with(op)), "{op}: {ops:?}");
+    }
+    assert!(!bench.sync.servers().unwrap().is_unfinished());
+}
+
 #[test]
 fn what_is_refused_is_named_and_tried_again_and_the_rest_is_done() {
     let mut bench = Bench::with(1);

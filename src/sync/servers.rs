@@ -26,7 +26,7 @@ use crate::config::{LocalAddresses, RuleConfig};
 use crate::model::{Changes, ObjectKey, Service, State};
 use crate::net::{Family, Protocol};
 use crate::netlink::{Balancer, Error};
-use crate::render::ipvs::{Filled, SetId, max_members};
+use crate::render::ipvs::{Filled, SetId, max_members, room};
 use crate::render::{self, Context};
 use crate::ruleset::{Member, NodeOp, SetName, SetSpec, SetType, VirtualAddress};
 use crate::serve::Metrics;
@@ -65,6 +65,8 @@ pub struct ServerSync {
     sets: BTreeMap<SetId, usize>,
     /// Sets with members that ours never have, and that cannot be named: to be replaced.
     odd: BTreeSet<SetId>,
+    /// Sets that the kernel said are full: to be replaced by larger ones.
+    full: BTreeSet<SetId>,
     /// Sets whose names somebody else took, and how.
     unusable: BTreeMap<SetId, String>,
     /// Nothing is known of the kernel.
@@ -122,6 +124,7 @@ impl ServerSync {
             names: SetId::ALL.map(|set| set.name(family)),
             sets: BTreeMap::new(),
             odd: BTreeSet::new(),
+            full: BTreeSet::new(),
             unusable: BTreeMap::new(),
             unread: true,
             ground_lost: false,
@@ -274,7 +277,8 @@ impl ServerSync {
             match self.sets.get(&set) {
                 _ if self.unusable.contains_key(&set) => {}
                 None => missing.push(NodeOp::CreateSet(self.spec(set, self.set_name(set), members))),
-                Some(room) if *room < members || self.odd.contains(&set) => self.replace(set, members)?,
+                Some(&room) if self.full.contains(&set) => self.replace(set, members.max(room + 1))?,
+                Some(&room) if room < members || self.odd.contains(&set) => self.replace(set, members)?,
                 Some(_) => {}
             }
         }
@@ -293,7 +297,7 @@ impl ServerSync {
     fn replace(&mut self, set: SetId, members: usize) -> Result<(), Error> {
         let (name, larger) = (self.set_name(set), set.larger_name(self.family));
         let spec = self.spec(set, larger.clone(), members);
-        let room = room_of(&spec);
+        let room = room_of(spec.kind, spec.max_members);
         let mut ops = vec![NodeOp::CreateSet(spec)];
         ops.extend(self.ledger.known_members(set).map(|member| NodeOp::AddMember { set: larger.clone(), member }));
         tracing::info!(
@@ -309,6 +313,7 @@ impl ServerSync {
         if self.refusals.now.len() == refusals {
             self.sets.insert(set, room);
             self.odd.remove(&set);
+            self.full.remove(&set);
         }
         Ok(())
     }
@@ -370,8 +375,9 @@ impl ServerSync {
     }
 }
 
-fn room_of(spec: &SetSpec) -> usize {
-    if spec.kind == SetType::BitmapPort { usize::MAX } else { spec.max_members as usize }
+/// How many members fit into a set. All ports fit into a bitmap of them.
+fn room_of(kind: SetType, max_members: u32) -> usize {
+    if kind == SetType::BitmapPort { usize::MAX } else { room(max_members) }
 }
 
 /// Do its connections live on when it is wanted no more? Those of UDP have no end to wait for, and kube-proxy takes

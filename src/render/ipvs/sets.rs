@@ -128,15 +128,22 @@ impl SetId {
     }
 }
 
-/// How many members a set is made for that is to hold `count`: as many as by default while these are enough; else a
-/// power of two with a quarter of `count` to spare, so that it need not be made anew for each member more.
+/// How many members a set is made for that is to hold `count`: as many as by default while these are enough; else the
+/// power of two that has [`room`] for them.
 pub fn max_members(count: usize) -> u32 {
     const DEFAULT: u32 = 65_536;
-    let count = u32::try_from(count).unwrap_or(u32::MAX);
-    if count <= DEFAULT {
-        return DEFAULT;
+    let mut max = DEFAULT;
+    while room(max) < count && max < 1 << 31 {
+        max *= 2;
     }
-    count.saturating_add(count / 4).checked_next_power_of_two().unwrap_or(u32::MAX)
+    max
+}
+
+/// How many members surely fit into a hash set that is made for `max_members`. The kernel divides its table, and the limit,
+/// into regions, and refuses what falls into a full one while others have room (`mtype_add` in
+/// `net/netfilter/ipset/ip_set_hash_gen.h`, since 5.6): a quarter less keeps chance out of it.
+pub fn room(max_members: u32) -> usize {
+    (max_members - max_members / 4) as usize
 }
 
 fn larger_prefix(family: Family) -> &'static str {
@@ -181,11 +188,11 @@ mod tests {
 
     #[test]
     fn sets_grow_by_powers_of_two_with_room_to_spare() {
-        let cases = [(0, 1 << 16), (65_536, 1 << 16), (65_537, 1 << 17), (104_858, 1 << 17), (104_859, 1 << 18)];
+        let cases = [(0, 1 << 16), (49_152, 1 << 16), (49_153, 1 << 17), (98_304, 1 << 17), (98_305, 1 << 18)];
         for (count, want) in cases {
             assert_eq!(max_members(count), want, "{count}");
         }
-        assert_eq!(max_members(usize::MAX), u32::MAX);
+        assert_eq!(max_members(usize::MAX), 1 << 31);
     }
 
     #[test]

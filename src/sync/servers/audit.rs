@@ -4,15 +4,15 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use super::ServerSync;
 use super::ledger::{Known, Real};
 use super::read::{find, is_as_ours};
+use super::{ServerSync, room_of};
 use crate::config::RuleConfig;
 use crate::net::Family;
 use crate::netlink::Error;
 use crate::netlink::address::DeviceChange;
 use crate::render::ipvs::SetId;
-use crate::ruleset::{SetType, VirtualAddress, VirtualServer};
+use crate::ruleset::{VirtualAddress, VirtualServer};
 
 /// So many virtual servers' real servers are looked at with one audit. Each costs a dump, on an emulated machine some 0.3 ms.
 const SHARE: usize = 64;
@@ -40,7 +40,7 @@ impl ServerSync {
             let members = header.map_or(0, |header| header.members as usize);
             let is_as_known = match header {
                 Some(header) if is_as_ours(header, set, self.family) => {
-                    let room = if set.kind() == SetType::BitmapPort { usize::MAX } else { header.max_members as usize };
+                    let room = room_of(set.kind(), header.max_members);
                     self.sets.get(&set) == Some(&room) && members == self.ledger.known_count(set)
                 }
                 Some(_) => self.unusable.contains_key(&set),

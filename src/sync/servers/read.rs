@@ -9,8 +9,8 @@ use crate::netlink::Error;
 use crate::render::ipvs::SetId;
 use crate::ruleset::{Member, SetHeader, SetType, VirtualAddress};
 
-use super::ServerSync;
 use super::ledger::{Known, Real};
+use super::{ServerSync, room_of};
 
 impl ServerSync {
     /// Reads all there is. What is not as it should be is then to be looked at.
@@ -78,7 +78,7 @@ impl ServerSync {
             self.unusable.insert(set, why);
             return Ok(());
         }
-        let room = if set.kind() == SetType::BitmapPort { usize::MAX } else { header.max_members as usize };
+        let room = room_of(set.kind(), header.max_members);
         self.sets.insert(set, room);
         if header.members > 0 || header.kind == Some(SetType::BitmapPort) {
             for member in self.kernel.0.members(&header.name)? {

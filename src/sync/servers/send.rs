@@ -72,7 +72,7 @@ impl ServerSync {
                 self.ledger.reals_mut(&at).into_iter().for_each(|reals| reals.retain(|known| known.address != real));
             }
             NodeOp::CreateSet(spec) => {
-                let room = room_of(&spec);
+                let room = room_of(spec.kind, spec.max_members);
                 if let Some(set) = self.set_id(&spec.name) {
                     self.sets.insert(set, room);
                 }
@@ -108,6 +108,9 @@ impl ServerSync {
     /// that could not be made.
     fn refused(&mut self, op: &NodeOp, refusal: &Refusal) {
         self.metrics.netlink_failed(refusal.errno.0);
+        if let (NodeOp::AddMember { set, .. }, Errno::IPSET_ERR_HASH_FULL) = (op, refusal.errno) {
+            self.full.extend(self.set_id(set));
+        }
         let object = self.object(op);
         self.refusals.now.entry(object).or_insert_with(|| format!("cannot {op}: {}", refusal.errno));
     }
