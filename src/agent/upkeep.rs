@@ -13,15 +13,14 @@ use crate::serve::Metrics;
 use crate::serve::metrics::RepairCause;
 use crate::sync::servers::ServerSync;
 
-/// How soon a draining real server is looked at again. A look at one virtual server is a dump of some 10 µs, so a
-/// thousand of them may cost this much again and again:
+/// How soon a draining real server is looked at again, which is a dump of its virtual server.
 const DRAIN_CHECK: Duration = Duration::from_secs(1);
-/// one part in so many of the time.
+/// Looks at what drains get one part in so many of the time: where many drain, they come less often.
 const DRAIN_SHARE: u32 = 200;
 const LONGEST_DRAIN_CHECK: Duration = Duration::from_mins(1);
-/// An audit of 20,000 virtual servers takes two seconds on an emulated machine, some 0.2 s on another. Of a family's time it gets one part in so many,
+/// Audits get one part in so many of a family's time: one of 20,000 virtual servers may take a good tenth of a second.
 const AUDIT_SHARE: u32 = 2000;
-/// unless it would come more seldom than once in so many periods.
+/// But they come once in so many periods at least.
 const LONGEST_AUDIT_PAUSE: u32 = 4;
 
 /// When to do what.
