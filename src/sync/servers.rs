@@ -26,7 +26,7 @@ use crate::config::{LocalAddresses, RuleConfig};
 use crate::model::{Changes, ObjectKey, Service, State};
 use crate::net::{Family, Protocol};
 use crate::netlink::{Balancer, Error};
-use crate::render::ipvs::{Filled, SetId, max_members, room};
+use crate::render::ipvs::{Filled, SetId, room};
 use crate::render::{self, Context};
 use crate::ruleset::{Member, NodeOp, SetName, SetSpec, SetType, VirtualAddress};
 use crate::serve::Metrics;
@@ -290,7 +290,7 @@ impl ServerSync {
     }
 
     fn spec(&self, set: SetId, name: SetName, members: usize) -> SetSpec {
-        SetSpec { name, kind: set.kind(), family: self.family, max_members: max_members(members) }
+        SetSpec { name, ..set.spec(self.family, members) }
     }
 
     /// Puts another set in a set's place, large enough and with all its members: rules that name it never find it empty.
