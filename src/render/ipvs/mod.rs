@@ -7,7 +7,7 @@ mod sets;
 pub(super) use mode::hooks;
 pub use mode::mode_block;
 pub use service::service_part;
-pub use sets::{Filled, SetId, max_members, room};
+pub use sets::{Filled, SetId, room};
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -130,7 +130,7 @@ impl SetId {
 
 /// How many members a set is made for that is to hold `count`: as many as by default while these are enough; else the
 /// power of two that has [`room`] for them.
-pub fn max_members(count: usize) -> u32 {
+fn max_members(count: usize) -> u32 {
     const DEFAULT: u32 = 65_536;
     let mut max = DEFAULT;
     while room(max) < count && max < 1 << 31 {
