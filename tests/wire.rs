@@ -394,6 +394,27 @@ fn what_is_nearly_ours_is_not_understood() {
     });
 }
 
+/// iptables fills all of the mask's bytes unless `--mask` is given, and then only those that its family has.
+#[test]
+fn a_list_of_addresses_is_ours_with_the_full_mask_alone() {
+    let full = ["255.255.255.255", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"];
+    let others: [&[&str]; 2] = [
+        &["255.255.255.254", "0.0.0.0"],
+        &["ffff:ffff:ffff:ffff:ffff:ffff:ffff:fffe", "ffff:ffff::", "7fff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"],
+    ];
+    for ((family, full), others) in Family::ALL.into_iter().zip(full).zip(others) {
+        in_namespace(move || {
+            let given = [full].into_iter().chain(others.iter().copied()).map(|mask| format!("--mask {mask}"));
+            let masks = [String::new()].into_iter().chain(given).enumerate();
+            let rules = masks.map(|(i, mask)| format!("-A FORWARD -m recent --set --name KUBE-SEP-{i} {mask}\n"));
+            restore(family, &format!("*filter\n{}COMMIT\n", rules.collect::<String>()));
+            let read = read(&mut NftKernel::open().unwrap(), family);
+            let understood: Vec<_> = read.rules.iter().map(|(_, _, _, rule)| rule.is_some()).collect();
+            assert_eq!(understood, [vec![true; 2], vec![false; others.len()]].concat(), "{family}");
+        });
+    }
+}
+
 /// The golden dumps of ipvs mode with rules for connections of IPVS, which need a kernel with it, or those without.
 fn ipvs_golden(family: Family, with_ipvs: bool) -> Vec<(PathBuf, String)> {
     let mut dumps = golden("ipvs-", family);

@@ -351,6 +351,11 @@ fn read_address(addresses: Attributes<'_>, v4: u16, v6: u16) -> Option<IpAddr> {
     Some(Ipv6Addr::from(octets).into())
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(message: &Message<'_>) {
+    let _ = flow(message);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

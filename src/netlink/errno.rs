@@ -15,10 +15,12 @@ impl Errno {
     pub const EINTR: Self = Self(4);
     pub const EAGAIN: Self = Self(11);
     pub const ENOMEM: Self = Self(12);
+    pub const EACCES: Self = Self(13);
     pub const EBUSY: Self = Self(16);
     pub const EEXIST: Self = Self(17);
     pub const ENODEV: Self = Self(19);
     pub const EINVAL: Self = Self(22);
+    pub const EROFS: Self = Self(30);
     pub const EMLINK: Self = Self(31);
     pub const ELOOP: Self = Self(40);
     pub const ENODATA: Self = Self(61);
@@ -62,7 +64,7 @@ impl fmt::Display for Errno {
 }
 
 /// Numbers of `asm-generic/errno-base.h` and `errno.h` (x86, ARM, RISC-V and the like), words of glibc.
-const NAMES: [(i32, &str, &str); 46] = [
+const NAMES: [(i32, &str, &str); 48] = [
     (1, "EPERM", "Operation not permitted"),
     (2, "ENOENT", "No such file or directory"),
     (3, "ESRCH", "No such process"),
@@ -78,10 +80,12 @@ const NAMES: [(i32, &str, &str); 46] = [
     (16, "EBUSY", "Device or resource busy"),
     (17, "EEXIST", "File exists"),
     (19, "ENODEV", "No such device"),
+    (21, "EISDIR", "Is a directory"),
     (22, "EINVAL", "Invalid argument"),
     (23, "ENFILE", "Too many open files in system"),
     (24, "EMFILE", "Too many open files"),
     (28, "ENOSPC", "No space left on device"),
+    (30, "EROFS", "Read-only file system"),
     (31, "EMLINK", "Too many links"),
     (32, "EPIPE", "Broken pipe"),
     (33, "EDOM", "Numerical argument out of domain"),
@@ -136,6 +140,19 @@ const IPSET_NAMES: [(i32, &str, &str); 20] = [
     (4356, "IPSET_ERR_HASH_RANGE_UNSUPPORTED", "the type of set takes no ranges"),
     (4357, "IPSET_ERR_HASH_RANGE", "invalid range"),
 ];
+
+/// What a file operation failed with, by the number's name where it has one here.
+#[derive(Debug)]
+pub struct IoCause<'a>(pub &'a std::io::Error);
+
+impl fmt::Display for IoCause<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.raw_os_error().map(Errno).filter(|errno| errno.name().is_some()) {
+            Some(errno) => write!(f, "{errno}"),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {

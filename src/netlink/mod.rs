@@ -8,6 +8,8 @@ pub mod conntrack;
 mod errno;
 mod error;
 pub mod fake;
+#[cfg(fuzzing)]
+pub mod fuzz;
 pub mod ipset;
 pub mod ipvs;
 pub mod link;
@@ -17,7 +19,7 @@ mod socket;
 mod talk;
 
 pub use balancer::{NodeBalancer, encode};
-pub use errno::Errno;
+pub use errno::{Errno, IoCause};
 pub use error::{Error, Refusal, Step};
 pub use nft::{Committer, Ears, Encoded, ForeignChange, NftKernel, RuleMonitor};
 

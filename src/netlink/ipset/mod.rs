@@ -184,6 +184,14 @@ fn missing(kind: SetType) -> &'static str {
     }
 }
 
+#[cfg(fuzzing)]
+pub(super) fn fuzz(message: &Message<'_>) {
+    let attributes = message.attributes(NFGENMSG);
+    let _ = (codec::read_header(attributes), codec::read_index(attributes));
+    let list = attributes.get(IPSET_ATTR_ADT).map(|a| a.nested()).unwrap_or_default();
+    let _ = list.filter_map(|data| codec::read_member(data.nested())).count();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -223,3 +223,10 @@ fn scheduler_module(scheduler: Scheduler) -> &'static str {
         Scheduler::Other => "IPVS scheduler of a name unknown here",
     }
 }
+
+#[cfg(fuzzing)]
+pub(super) fn fuzz(message: &Message<'_>) {
+    if let Some((address, _)) = read_server(message) {
+        let _ = read_real(&address, message);
+    }
+}

@@ -83,6 +83,11 @@ impl Batch {
         }
     }
 
+    /// Adds the deletion of a table with all that is in it, whoever made it.
+    pub fn delete_table(&mut self, table: &str) {
+        self.message(0, kind::DELETE_TABLE, 0, |w| w.text(NFTA_TABLE_NAME, table));
+    }
+
     /// Asks for an acknowledgement of the last message: that of the end marker is unreliable before
     /// Linux 6.10, and one for each overflows the socket.
     pub fn acknowledge(&mut self) {

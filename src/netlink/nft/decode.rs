@@ -137,8 +137,15 @@ impl<'a> Reader<'a, '_> {
             return None;
         }
         let text = c_string(compared.value)?;
-        // With its NUL it is a whole name, without it the beginning of names.
-        let name = if text.len() < compared.value.len() { text.into() } else { format!("{text}+") };
+        let behind = &compared.value[text.len()..];
+        // With its NUL it is a whole name, without it the beginning of names: iptables writes a plus sign for that, and has
+        // no words for a whole name that ends with one.
+        let name = match text {
+            "" => return None,
+            _ if behind.is_empty() => format!("{text}+"),
+            _ if text.ends_with('+') || behind.iter().any(|byte| *byte != 0) => return None,
+            _ => text.into(),
+        };
         let value = InterfaceMatch(name.into_boxed_str());
         set(&mut self.rule.in_interface, Negatable { not: compared.not, value })
     }
@@ -190,7 +197,7 @@ impl<'a> Reader<'a, '_> {
         let (name, revision, info) = xt_fields(data)?;
         let found = xt::read_match(self.family, name, info, self.names)?;
         let mut same = false;
-        xt::write_match(&found, &mut |extension, bytes| same = xt::same((extension, bytes), name, revision, info));
+        xt::write_match(&found, &mut |extension, bytes| same = xt::same(self.family, (extension, bytes), name, revision, info));
         self.rule.matches.push(found);
         same.then_some(())
     }
@@ -200,7 +207,7 @@ impl<'a> Reader<'a, '_> {
         let found = xt::read_target(self.family, name, info)?;
         let mut same = false;
         xt::write_target(self.family, &found, &mut |extension, bytes| {
-            same = xt::same((extension, bytes), name, revision, info);
+            same = xt::same(self.family, (extension, bytes), name, revision, info);
         });
         same.then(|| set(&mut self.rule.target, found))?
     }
@@ -350,6 +357,24 @@ mod tests {
                 read_rule(Family::Ipv6, Attributes(&bad), &mut Names::default());
             }
         }
+    }
+
+    /// Rules that compare other bytes than iptables would for the same words are nobody's of ours.
+    #[test]
+    fn an_interface_is_what_iptables_would_compare() {
+        let with = |name: &str, old: &[u8], new: &[u8]| {
+            let interface = Some(Negatable::is(InterfaceMatch(name.into())));
+            let mut bytes = encoded(&Rule { in_interface: interface, ..Rule::default() });
+            let places: Vec<_> = (0..bytes.len()).filter(|place| bytes[*place..].starts_with(old)).collect();
+            let [place] = places[..] else { panic!("{old:?} stands at {places:?}") };
+            bytes[place..place + new.len()].copy_from_slice(new);
+            read(&bytes).map(|rule| rule.in_interface.unwrap().value.0)
+        };
+        assert_eq!(with("vethX", b"vethX", b"veth1").as_deref(), Some("veth1"));
+        assert_eq!(with("vethX", b"vethX\0", b"veth\0\0").as_deref(), Some("veth"), "nft pads names");
+        assert_eq!(with("vethX", b"vethX", b"veth+"), None, "a whole name that ends as a pattern does");
+        assert_eq!(with("ethX0", b"ethX0", b"eth\x000"), None, "something behind the name's end");
+        assert_eq!(with("v+", b"\x05\0\x01\0v", b"\x04\0\x01\0v"), None, "nothing compared");
     }
 
     #[test]

@@ -6,12 +6,15 @@ mod batch;
 mod commit;
 mod decode;
 mod expression;
+#[cfg(fuzzing)]
+pub(super) mod fuzz;
 mod generation;
 mod handles;
 mod monitor;
 mod names;
 mod read;
 mod sets;
+mod tables;
 mod wire;
 mod xt;
 

@@ -281,3 +281,11 @@ fn committer(port: u32, attributes: Attributes<'_>) -> Committer {
     let name = attributes.get(NFTA_GEN_PROC_NAME).and_then(|attribute| attribute.text()).map(clean);
     Committer { port, process: pid.zip(name.map(String::into_boxed_str)) }
 }
+
+/// Takes notifications as they may come.
+#[cfg(fuzzing)]
+pub(super) fn fuzz(datagram: &[u8]) {
+    let mut collector = Collector::new(1, &|_, chain| chain.starts_with("KUBE-"));
+    collector.take(datagram);
+    let _ = collector.finish(false);
+}

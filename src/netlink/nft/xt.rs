@@ -5,6 +5,7 @@
 //! is then the same to the byte: a flag we do not know is never overlooked.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 
 use super::super::attr::c_string;
 use super::names::Names;
@@ -52,7 +53,7 @@ pub fn write_match(m: &Match, write: &mut dyn FnMut(Extension, &[u8])) -> bool {
         Match::Port { protocol: Protocol::Sctp, destination } => write(SCTP, &sctp(*destination)),
         Match::Port { protocol: Protocol::Tcp, destination: None } => write(TCP, &any_port()),
         Match::Port { protocol: Protocol::Udp, destination: None } => write(UDP, &any_port()),
-        Match::Recent { family, list, action } => write(RECENT, &recent(*family, list.as_str(), *action)),
+        Match::Recent { family: _, list, action } => write(RECENT, &recent(list.as_str(), *action)),
         Match::Set { directions, .. } => write(SET, &set(directions)),
         Match::Statistic { probability } => write(STATISTIC, &statistic(*probability)),
         Match::Mark(_) | Match::Port { .. } => return false,
@@ -256,9 +257,12 @@ const XT_RECENT_CHECK: u8 = 1 << 0;
 const XT_RECENT_SET: u8 = 1 << 1;
 const XT_RECENT_REAP: u8 = 1 << 5;
 
+/// Where the mask is in `struct xt_recent_mtinfo_v1`.
+const RECENT_MASK: Range<usize> = 212..228;
+
 /// `struct xt_recent_mtinfo_v1`: seconds, hit count, `check_set`, invert, name (200 bytes), side
-/// (0: source), at 212 the mask.
-fn recent(family: Family, list: &str, action: RecentAction) -> [u8; 232] {
+/// (0: source), and the mask. It is a full one in both families, as iptables makes it when no `--mask` is given.
+fn recent(list: &str, action: RecentAction) -> [u8; 232] {
     let mut info = [0; 232];
     match action {
         RecentAction::Set => info[8] = XT_RECENT_SET,
@@ -268,7 +272,7 @@ fn recent(family: Family, list: &str, action: RecentAction) -> [u8; 232] {
         }
     }
     put_name(&mut info[10..210], list);
-    info[212..212 + super::wire::address_length(family)].fill(0xff);
+    info[RECENT_MASK].fill(0xff);
     info
 }
 
@@ -387,13 +391,15 @@ fn reject(with: RejectWith) -> [u8; 8] {
 }
 
 /// Whether what the kernel gave is what we write: extension, revision and bytes.
-pub fn same(ours: (Extension, &[u8]), name: &str, revision: u32, info: &[u8]) -> bool {
+pub fn same(family: Family, ours: (Extension, &[u8]), name: &str, revision: u32, info: &[u8]) -> bool {
     let (extension, bytes) = ours;
     let ignored = match name {
         // Its number, which we don't write here.
         "set" => 0..2,
         // What a field does not use may hold anything: the counter of the other mode.
         "statistic" => 8..16,
+        // Of the mask IPv4 has the first four bytes.
+        "recent" if family == Family::Ipv4 => RECENT_MASK.start + 4..RECENT_MASK.end,
         _ => 0..0,
     };
     extension.name == name
