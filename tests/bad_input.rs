@@ -124,7 +124,7 @@ fn values_that_cannot_be_are_left_out_and_named() {
         "Service shop/half: spec.ports[3].protocol: \"ICMP\"",
         "Service shop/half: spec.ports[4].nodePort: -1 is not",
         "EndpointSlice shop/half-1: ports[1].port: 0 is not",
-        "EndpointSlice shop/half-1: ports[2].port: 0 is not",
+        "EndpointSlice shop/half-1: ports[2].port: is missing",
         "EndpointSlice shop/half-1: ports[3].port: 65536 is not",
         "EndpointSlice shop/half-1: ports[4].protocol: \"ICMP\"",
         "EndpointSlice shop/half-1: endpoints[1].addresses[0]: \"nowhere\" is not an IPv4 address",

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1 as api;
 
 use super::{ObjectKey, Parsed, Problem};
@@ -12,6 +13,8 @@ use crate::net::{Family, Protocol, parse_ip};
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// A slice with this label is for a headless Service: no proxy's business.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+/// When the change was made that the slice was last written for (RFC 3339), as its controller has it.
+const TRIGGER_ANNOTATION: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// An EndpointSlice, as far as rules depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +23,8 @@ pub struct EndpointSlice {
     pub family: Family,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<SliceEndpoint>,
+    /// When what the slice was last written for happened, such as a pod becoming ready. No rule depends on it.
+    pub triggered: Option<Timestamp>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +97,25 @@ impl EndpointSlice {
             family,
             ports: parse_ports(object, problems),
             endpoints: parse_endpoints(object, family, problems),
+            triggered: parse_trigger(object, problems),
         })
     }
+
+    /// Do rules come out the same?
+    pub(super) fn same_to_rules(&self, other: &Self) -> bool {
+        let Self { service, family, ports, endpoints, triggered: _ } = self;
+        (service, family, ports, endpoints) == (&other.service, &other.family, &other.ports, &other.endpoints)
+    }
+}
+
+fn parse_trigger(object: &api::EndpointSlice, problems: &mut Vec<Problem>) -> Option<Timestamp> {
+    let text = object.metadata.annotations.as_ref()?.get(TRIGGER_ANNOTATION)?;
+    let time = text.parse().ok();
+    if time.is_none() {
+        let field = format!("metadata.annotations[{TRIGGER_ANNOTATION}]");
+        problems.push(Problem { field, cause: format!("{text:?} is not a time such as 2026-11-26T08:00:00.5Z") });
+    }
+    time
 }
 
 fn parse_ports(object: &api::EndpointSlice, problems: &mut Vec<Problem>) -> Vec<SlicePort> {
@@ -109,7 +131,8 @@ fn parse_ports(object: &api::EndpointSlice, problems: &mut Vec<Problem>) -> Vec<
 
 fn parse_port(port: &api::EndpointPort) -> Result<SlicePort, Problem> {
     let protocol = port.protocol.as_deref().unwrap_or("TCP");
-    let number = port.port.unwrap_or(0);
+    let missing = || Problem { field: "port".into(), cause: "is missing: a Service port needs one".into() };
+    let number = port.port.ok_or_else(missing)?;
     Ok(SlicePort {
         name: port.name.as_deref().unwrap_or_default().into(),
         protocol: Protocol::from_api(protocol)
@@ -154,5 +177,51 @@ fn parse_endpoint(endpoint: &api::Endpoint, address: IpAddr) -> SliceEndpoint {
             zones: zones.iter().map(|z| z.name.as_str().into()).collect(),
             nodes: nodes.iter().map(|n| n.name.as_str().into()).collect(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_none_costs_the_slice_nothing() {
+        let read = |time: &str| {
+            let object = json!({
+                "metadata": {
+                    "name": "web-1", "namespace": "shop",
+                    "labels": {SERVICE_NAME_LABEL: "web"}, "annotations": {TRIGGER_ANNOTATION: time},
+                },
+                "addressType": "IPv4",
+                "endpoints": [{"addresses": ["10.244.0.1"]}],
+                "ports": [{"port": 80}],
+            });
+            let Parsed { value, problems, .. } = EndpointSlice::from_object(&serde_json::from_value(object).unwrap());
+            let slice = value.unwrap();
+            (slice.endpoints.len(), slice.triggered, problems.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(read("2026-11-26T08:00:00.5Z"), (1, Some("2026-11-26T08:00:00.5Z".parse().unwrap()), vec![]));
+        let named = |(endpoints, at, problems): (usize, Option<Timestamp>, Vec<String>)| {
+            endpoints == 1 && at.is_none() && problems[0].contains("last-change-trigger-time]: \"soon\" is not a time")
+        };
+        assert!(named(read("soon")));
+    }
+
+    #[test]
+    fn a_port_that_cannot_be_used_is_named_and_the_others_are_taken() {
+        let object = json!({
+            "metadata": {"name": "web-1", "namespace": "shop", "labels": {SERVICE_NAME_LABEL: "web"}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": ["10.244.0.1"]}],
+            "ports": [{"name": "none"}, {"name": "zero", "port": 0}, {"name": "http", "port": 80}],
+        });
+        let Parsed { value, problems, .. } = EndpointSlice::from_object(&serde_json::from_value(object).unwrap());
+        assert_eq!(value.unwrap().ports.iter().map(|port| port.port).collect::<Vec<_>>(), [80]);
+        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        assert!(problems[0].contains("ports[0].port: is missing"), "{problems:?}");
+        assert!(problems[1].contains("ports[1].port: 0 is not a port number"), "{problems:?}");
+        assert_eq!(problems.len(), 2, "{problems:?}");
     }
 }

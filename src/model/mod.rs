@@ -18,7 +18,7 @@ use std::sync::Arc;
 pub use endpoint::{Endpoint, EndpointSlice};
 pub use node::Node;
 pub use service::{Service, ServicePort};
-pub use state::{Changes, Received, State};
+pub use state::{Changes, Received, Size, State, Trigger};
 
 /// Namespace and name of an object. Cluster-scoped objects have an empty namespace.
 ///

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use jiff::Timestamp;
+
 use super::endpoint::{Endpoint, EndpointSlice, SliceEndpoint};
 use super::node::Node;
 use super::select::Place;
@@ -47,6 +49,15 @@ pub struct Received {
     pub addresses: bool,
 }
 
+/// How much there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Size {
+    pub services: usize,
+    pub slices: usize,
+    /// Endpoints of all Services, counted over their ports.
+    pub endpoints: PerFamily<usize>,
+}
+
 /// What an event changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -57,6 +68,16 @@ pub struct Changes {
     /// The node's addresses changed: no Service's own rules depend on them. Every pod that comes or goes may
     /// change them, so they must not cost a look at each Service.
     pub addresses: bool,
+    /// When what changed slices was done, as far as they tell.
+    pub triggers: Vec<Trigger>,
+}
+
+/// Something happened in the cluster, and a slice changed for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    pub service: ObjectKey,
+    pub family: Family,
+    pub at: Timestamp,
 }
 
 impl Changes {
@@ -68,6 +89,16 @@ impl Changes {
         self.services.extend(other.services);
         self.global |= other.global;
         self.addresses |= other.addresses;
+        self.triggers.extend(other.triggers);
+    }
+
+    /// A slice came, went or changed.
+    fn note_slice(&mut self, before: Option<&EndpointSlice>, now: Option<&EndpointSlice>) {
+        self.services.extend([before, now].into_iter().flatten().map(|slice| slice.service.clone()));
+        let Some(now) = now else { return };
+        // A slice may change again without its controller saying when: the old time would not be that of this change.
+        let news = now.triggered.filter(|_| before.and_then(|slice| slice.triggered) != now.triggered);
+        self.triggers.extend(news.map(|at| Trigger { service: now.service.clone(), family: now.family, at }));
     }
 }
 
@@ -109,6 +140,10 @@ impl State {
 
     pub fn received(&self) -> Received {
         self.received
+    }
+
+    pub fn size(&self) -> Size {
+        Size { services: self.services.len(), slices: self.slices.len(), endpoints: self.endpoint_totals }
     }
 
     pub fn node(&self) -> Option<&Node> {
@@ -211,15 +246,14 @@ impl State {
 
     fn set_slice(&mut self, key: ObjectKey, slice: Option<EndpointSlice>, changes: &mut Changes) {
         let slice = slice.map(|slice| self.without_other_nodes(slice));
-        if self.slices.get(&key) == slice.as_ref() {
-            return;
+        let before = self.slices.remove(&key);
+        if !same_to_rules(before.as_ref(), slice.as_ref()) {
+            changes.note_slice(before.as_ref(), slice.as_ref());
         }
-        if let Some(before) = self.slices.remove(&key) {
-            self.slices_of.remove(&(before.service.clone(), key.clone()));
-            changes.services.insert(before.service);
+        if let Some(before) = before {
+            self.slices_of.remove(&(before.service, key.clone()));
         }
         if let Some(slice) = slice {
-            changes.services.insert(slice.service.clone());
             self.slices_of.insert((slice.service.clone(), key.clone()));
             self.slices.insert(key, slice);
         }
@@ -262,9 +296,8 @@ impl State {
         self.received.slices = true;
         let all = all.into_iter().map(|(key, slice)| (key, self.without_other_nodes(slice))).collect();
         let before = std::mem::replace(&mut self.slices, all);
-        for key in different(&before, &self.slices, |a, b| a == b) {
-            let slices = [before.get(&key), self.slices.get(&key)];
-            changes.services.extend(slices.into_iter().flatten().map(|slice| slice.service.clone()));
+        for key in different(&before, &self.slices, EndpointSlice::same_to_rules) {
+            changes.note_slice(before.get(&key), self.slices.get(&key));
         }
         self.slices_of = self.slices.iter().map(|(key, slice)| (slice.service.clone(), key.clone())).collect();
     }
@@ -324,6 +357,14 @@ fn subtract(total: &mut PerFamily<usize>, part: PerFamily<usize>) {
     }
 }
 
+fn same_to_rules(a: Option<&EndpointSlice>, b: Option<&EndpointSlice>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => a.same_to_rules(b),
+        (None, None) => true,
+        _ => false,
+    }
+}
+
 /// The keys that only one of two maps has, or that have another value in each.
 fn different<V>(a: &BTreeMap<ObjectKey, V>, b: &BTreeMap<ObjectKey, V>, same: impl Fn(&V, &V) -> bool) -> BTreeSet<ObjectKey> {
     let lost = a.keys().filter(|key| !b.contains_key(*key));
@@ -373,6 +414,7 @@ mod tests {
             family: Family::Ipv4,
             ports: ports.iter().map(port).collect(),
             endpoints: hosts.iter().map(endpoint).collect(),
+            triggered: None,
         }
     }
 
@@ -387,6 +429,22 @@ mod tests {
         };
         let endpoints = state.endpoints(&key(name), &port, Family::Ipv4);
         endpoints.iter().map(|e| e.address.ip().to_string().replace("10.244.0.", "")).collect()
+    }
+
+    #[test]
+    fn the_time_of_a_trigger_is_told_once_and_only_with_a_change() {
+        let mut state = State::new("node-a");
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let slice = |hosts: &[u8], seconds| EndpointSlice { triggered: Some(at(seconds)), ..slice("web", &["http"], hosts) };
+        let mut told = |slice| state.apply(Event::Slice(key("x"), Some(slice))).triggers;
+        let trigger = |seconds| vec![Trigger { service: key("web"), family: Family::Ipv4, at: at(seconds) }];
+        assert_eq!(told(slice(&[1], 10)), trigger(10));
+        assert_eq!(told(slice(&[1], 20)), [], "no rule changes");
+        assert_eq!(told(slice(&[1, 2], 20)), [], "somebody else than the slice's controller changed it");
+        assert_eq!(told(slice(&[2], 30)), trigger(30));
+        let all = vec![(key("x"), slice(&[2, 3], 40)), (key("y"), slice(&[4], 41))];
+        assert_eq!(state.apply(Event::Slices(all)).triggers, [trigger(40), trigger(41)].concat());
+        assert_eq!(state.apply(Event::Slice(key("x"), None)).triggers, []);
     }
 
     #[test]
@@ -455,6 +513,7 @@ mod tests {
         more.endpoints.iter_mut().for_each(|e| e.address = e.address.to_string().replace(".0.", ".1.").parse().unwrap());
         assert!(!state.apply(Event::Slice(key("y"), Some(more))).global);
         assert_eq!((state.endpoint_totals.v4, state.is_large_cluster(Family::Ipv4)), (1000, false));
+        assert_eq!(state.size(), Size { services: 1, slices: 2, endpoints: PerFamily { v4: 1000, v6: 0 } });
         let one = slice("web", &["a"], &[251]);
         assert!(state.apply(Event::Slice(key("z"), Some(one))).global, "now large: all rules change");
         assert!(state.is_large_cluster(Family::Ipv4) && !state.is_large_cluster(Family::Ipv6));
