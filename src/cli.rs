@@ -1,22 +1,26 @@
-//! The command line: flags as data, from text to [`Raw`], and which command to run.
+//! The command line: which command to run, and with what.
 //!
-//! The flags are kube-proxy's (behaviour.md §1.2) with a few of our own. Values are checked in
-//! [`crate::config`]; this file only reads them.
+//! `table` has the flags as data, `flags` reads them, `settings` makes the checked configuration of them and of the file
+//! that they may name.
 
 mod flags;
 mod render;
+mod settings;
+mod table;
 mod usage;
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context as _;
 use clap::{ArgMatches, Command};
 
-use crate::config::{Config, Invalid, Raw, RawIpvs, feature_gates};
+use crate::config::{LogFormat, LoggingConfig};
 use crate::{agent, logging};
+use settings::{Settings, Unusable};
 
 /// Runs the command that `arguments` ask for. Errors are one line on stderr; the exit code is 0 for
 /// done, 1 for failed, 2 for arguments that cannot be used.
@@ -31,23 +35,22 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::SUCCESS;
         }
     };
+    if let Some(line) = flags::bad_version(innermost(&matches)) {
+        return unusable(&line);
+    }
     if flags::wants_version(innermost(&matches)) {
-        return ending(&write_out(concat!("sluice ", env!("CARGO_PKG_VERSION"), "\n")), Form::Text);
+        return ending(&write_out(concat!("sluice ", env!("CARGO_PKG_VERSION"), "\n")), LogFormat::Text);
     }
-    let form = if flags::text(innermost(&matches), "logging-format") == "json" { Form::Json } else { Form::Text };
-    match configure(&matches) {
-        Ok(config) => ending(&execute(&matches, config), form),
-        Err(error) if error.is::<NotBuilt>() || error.is::<Invalid>() => unusable(&format!("{error:#}")),
-        Err(error) => ending(&Err(error), form),
+    match prepare(&matches) {
+        Ok(settings) => {
+            let format = settings.config.logging.format;
+            ending(&execute(&matches, settings), format)
+        }
+        Err(error) if error.downcast_ref().is_some_and(|unusable: &Unusable| unusable.flags_only) => {
+            unusable(&format!("{error:#}"))
+        }
+        Err(error) => ending(&Err(error), format_of_flags(innermost(&matches))),
     }
-}
-
-/// How the last line is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Text,
-    /// Whoever asked for JSON on stderr reads all of it as that.
-    Json,
 }
 
 fn unusable(line: &str) -> ExitCode {
@@ -55,11 +58,19 @@ fn unusable(line: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
-fn ending(outcome: &anyhow::Result<()>, form: Form) -> ExitCode {
-    match (outcome, form) {
+/// Sets logging up as far as flags say how, where nothing else can be known.
+fn format_of_flags(matches: &ArgMatches) -> LogFormat {
+    let json = LoggingConfig { format: LogFormat::Json, ..LoggingConfig::default() };
+    let is_json = flags::text(matches, "logging-format") == "json" && logging::init(&json).is_ok();
+    if is_json { LogFormat::Json } else { LogFormat::Text }
+}
+
+/// Whoever asked for JSON lines reads the last one as that too.
+fn ending(outcome: &anyhow::Result<()>, format: LogFormat) -> ExitCode {
+    match (outcome, format) {
         (Ok(()), _) => return ExitCode::SUCCESS,
-        (Err(error), Form::Text) => eprintln!("error: {}", chain(error)),
-        (Err(error), Form::Json) => tracing::error!("{}", chain(error)),
+        (Err(error), LogFormat::Text) => eprintln!("error: {}", chain(error)),
+        (Err(error), LogFormat::Json) => tracing::error!("{}", chain(error)),
     }
     ExitCode::FAILURE
 }
@@ -78,7 +89,7 @@ fn chain(error: &anyhow::Error) -> String {
 }
 
 fn command() -> Command {
-    let flags = || flags::args().into_iter().chain(flags::run_args());
+    let flags = flags::args;
     let render = Command::new("render")
         .about("Print what would be programmed, as iptables-save and the like print it; needs no privilege")
         .args(flags())
@@ -98,109 +109,76 @@ fn innermost(matches: &ArgMatches) -> &ArgMatches {
     matches.subcommand().map_or(matches, |(_, matches)| matches)
 }
 
-/// A flag that this version cannot honour.
-#[derive(Debug, thiserror::Error)]
-#[error("--{flag}: not built into this version yet; {hint}")]
-struct NotBuilt {
-    flag: &'static str,
-    hint: &'static str,
+/// Checks everything, sets logging up, and says what does nothing.
+fn prepare(matches: &ArgMatches) -> anyhow::Result<Settings> {
+    if matches.subcommand().is_some() {
+        refuse_with_render(innermost(matches))?;
+    }
+    let settings = settings::resolve(innermost(matches))?;
+    logging::init(&settings.config.logging)?;
+    warn(&settings.warnings);
+    Ok(settings)
 }
 
-/// Checks all flags, sets logging up, and says which flags do nothing.
-fn configure(matches: &ArgMatches) -> anyhow::Result<Config> {
-    let renders = matches.subcommand().is_some();
-    let matches = innermost(matches);
-    if let Some(flag) = flags::not_built(matches) {
-        return Err(NotBuilt { flag: flag.name, hint: flag.hint }.into());
+fn warn(warnings: &[String]) {
+    for warning in warnings {
+        tracing::warn!("{warning}");
     }
-    let config = Config::resolve(raw(matches)?)?;
-    let cleanup = flags::is_set(matches, "cleanup");
-    if cleanup && renders {
-        return Err(Invalid { flag: "--cleanup", cause: "render prints what would be made, and removes nothing".into() }.into());
-    }
-    logging::init(flags::verbosity(matches), &flags::text(matches, "logging-format"))?;
-    let gates = feature_gates(&flags::text(matches, "feature-gates"))?.without_effect;
-    let gates = gates.into_iter().map(|gate| format!("--feature-gates={gate}"));
-    let idle: Vec<_> = flags::without_effect(matches).map(|flag| format!("--{flag}")).chain(gates).collect();
-    if !idle.is_empty() {
-        tracing::warn!("accepted, but without effect in this version: {}", idle.join(" "));
-    }
-    let mode = config.rules.mode;
-    let idle: Vec<_> = flags::of_other_modes(matches, mode).map(|flag| format!("--{flag}")).collect();
-    if !idle.is_empty() && !cleanup {
-        tracing::warn!("accepted, but without effect with --proxy-mode={mode}: {}", idle.join(" "));
-    }
-    Ok(config)
 }
 
-fn execute(matches: &ArgMatches, config: Config) -> anyhow::Result<()> {
+/// Flags that ask for something else than to print.
+fn refuse_with_render(matches: &ArgMatches) -> Result<(), Unusable> {
+    let writes = !flags::text(matches, "write-config-to").is_empty();
+    let asks = [
+        ("cleanup", flags::is_set(matches, "cleanup")),
+        ("init-only", flags::is_set(matches, "init-only")),
+        ("write-config-to", writes),
+    ];
+    match asks.into_iter().find(|(_, asked)| *asked) {
+        Some((flag, _)) => {
+            let line = format!("--{flag}: render prints what would be made, and changes nothing on the node");
+            Err(Unusable { line, flags_only: true })
+        }
+        None => Ok(()),
+    }
+}
+
+fn execute(matches: &ArgMatches, Settings { config, warnings: told }: Settings) -> anyhow::Result<()> {
     if let Some(("render", matches)) = matches.subcommand() {
         return write_out(&render::run(matches, &config)?);
+    }
+    let shown = flags::shown(matches);
+    if config.logging.verbosity >= 1 {
+        for (name, value) in &shown {
+            tracing::info!("FLAG: --{name}={value:?}");
+        }
+    }
+    let written = PathBuf::from(flags::text(matches, "write-config-to"));
+    if !written.as_os_str().is_empty() {
+        return settings::write(&config, &written);
     }
     if flags::is_set(matches, "cleanup") {
         return write_out(&agent::clean_up(&config.rules.ipvs)?);
     }
     tracing::info!("sluice {} starts with {config}", env!("CARGO_PKG_VERSION"));
-    agent::run(config)
+    agent::run(agent::Launch { config, flags: shown, file: followed(matches, told) })
 }
 
-fn raw(matches: &ArgMatches) -> anyhow::Result<Raw> {
-    let text = |name| flags::text(matches, name);
-    let path = |name| matches.get_one::<String>(name).filter(|p| !p.is_empty()).map(PathBuf::from);
-    let list = |name| flags::list(matches, name);
-    Ok(Raw {
-        mode: text("proxy-mode"),
-        hostname: match matches.get_one::<String>("hostname-override").filter(|name| !name.is_empty()) {
-            Some(name) => name.clone(),
-            None => host_name()?,
-        },
-        manifests: path("manifests"),
-        kubeconfig: path("kubeconfig"),
-        master: matches.get_one::<String>("master").filter(|m| !m.is_empty()).cloned(),
-        once: flags::is_set(matches, "once"),
-        cleanup: flags::is_set(matches, "cleanup"),
-        node_ips: list("node-ip"),
-        bind_address: text("bind-address"),
-        healthz_bind_address: text("healthz-bind-address"),
-        metrics_bind_address: text("metrics-bind-address"),
-        bind_address_hard_fail: flags::is_set(matches, "bind-address-hard-fail"),
-        detect_local_mode: text("detect-local-mode"),
-        cluster_cidr: matches.get_one::<String>("cluster-cidr").cloned(),
-        pod_bridge_interface: text("pod-bridge-interface"),
-        pod_interface_name_prefix: text("pod-interface-name-prefix"),
-        masquerade_all: flags::is_set(matches, "masquerade-all"),
-        masquerade_bit: flags::number(matches, "iptables-masquerade-bit"),
-        localhost_node_ports: flags::is_set(matches, "iptables-localhost-nodeports"),
-        node_port_addresses: list("nodeport-addresses"),
-        tcp_be_liberal: flags::is_set(matches, "conntrack-tcp-be-liberal"),
-        feature_gates: text("feature-gates"),
-        sync_period: flags::duration(matches, "iptables-sync-period"),
-        min_sync_period: flags::duration(matches, "iptables-min-sync-period"),
-        audit_period: flags::duration(matches, "audit-period"),
-        ipvs: raw_ipvs(matches),
-    })
-}
-
-fn raw_ipvs(matches: &ArgMatches) -> RawIpvs {
-    let duration = |name| flags::duration(matches, name);
-    RawIpvs {
-        scheduler: flags::text(matches, "ipvs-scheduler"),
-        exclude_cidrs: flags::list(matches, "ipvs-exclude-cidrs"),
-        strict_arp: flags::is_set(matches, "ipvs-strict-arp"),
-        sync_period: duration("ipvs-sync-period"),
-        min_sync_period: duration("ipvs-min-sync-period"),
-        tcp_timeout: duration("ipvs-tcp-timeout"),
-        tcp_fin_timeout: duration("ipvs-tcpfin-timeout"),
-        udp_timeout: duration("ipvs-udp-timeout"),
-        local_addresses: flags::text(matches, "ipvs-local-addresses"),
-        drain_timeout: duration("ipvs-drain-timeout"),
-    }
-}
-
-/// The name the kernel has for this machine: what kubelet registers a node as by default.
-fn host_name() -> anyhow::Result<String> {
-    const PATH: &str = "/proc/sys/kernel/hostname";
-    std::fs::read_to_string(PATH).with_context(|| format!("read the host name: {PATH}"))
+/// The configuration file with a way to read it again, which warns of what it has not `told` the last time.
+fn followed(matches: &ArgMatches, told: Vec<String>) -> Option<agent::ConfigFile> {
+    let path = settings::file(matches)?;
+    let matches = matches.clone();
+    let told = Mutex::new(told);
+    let load = move || {
+        let Settings { config, warnings } = settings::resolve(&matches)?;
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if *told != warnings {
+            warn(&warnings);
+            *told = warnings;
+        }
+        Ok(config)
+    };
+    Some(agent::ConfigFile { path, load: Box::new(load) })
 }
 
 /// A reader that went away (`| head`) is no failure.

@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod cli;
 pub mod config;
+pub mod files;
 pub mod logging;
 pub mod model;
 pub mod net;

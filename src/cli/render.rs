@@ -26,7 +26,7 @@ pub(super) fn run(matches: &ArgMatches, config: &Config) -> anyhow::Result<Strin
     let addresses = known_addresses(config, &state);
     state.apply(Event::Addresses(addresses));
 
-    let facts = KernelFacts { nfacct: true, tcp_be_liberal: config.tcp_be_liberal };
+    let facts = KernelFacts { nfacct: true, tcp_be_liberal: config.conntrack.tcp_be_liberal };
     let family = matches.get_one::<String>("family").map(String::as_str);
     let wanted = Family::ALL.into_iter().filter(|f| family.is_none_or(|name| f.as_str().eq_ignore_ascii_case(name)));
     let desired = |family| (family, render::all(&Context::new(&config.rules, facts, &state, family)));

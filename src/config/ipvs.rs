@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{Invalid, Mode, invalid};
+use super::check::not_negative;
+use super::{Mode, Problems, Raw};
 use crate::net::{Scheduler, parse_cidr};
 
 /// The settings of `--mode=ipvs`.
@@ -68,111 +69,108 @@ impl Default for IpvsConfig {
     }
 }
 
-/// What the user asked for, as text, not yet checked.
-#[derive(Clone, Debug)]
-pub struct RawIpvs {
-    pub scheduler: String,
-    pub exclude_cidrs: Vec<String>,
-    pub strict_arp: bool,
-    pub sync_period: Duration,
-    pub min_sync_period: Duration,
-    pub tcp_timeout: Duration,
-    pub tcp_fin_timeout: Duration,
-    pub udp_timeout: Duration,
-    pub local_addresses: String,
-    pub drain_timeout: Duration,
-}
-
 impl IpvsConfig {
     /// Checks what the user asked for, if it counts in this mode. Else it is as by default, but for the ranges that are
     /// somebody else's: those of them that are ranges.
-    pub(super) fn resolve(raw: &RawIpvs, mode: Mode) -> Result<Self, Invalid> {
+    pub(super) fn resolve(raw: &Raw, mode: Mode, problems: &mut Problems) -> Self {
+        let fields = &raw.configuration.ipvs;
         if mode != Mode::Ipvs {
-            let exclude_cidrs = raw.exclude_cidrs.iter().filter_map(|text| parse_cidr(text.trim())).collect();
-            return Ok(Self { exclude_cidrs, ..Self::default() });
+            let exclude_cidrs = fields.exclude_cidrs.iter().filter_map(|text| parse_cidr(text.trim())).collect();
+            return Self { exclude_cidrs, ..Self::default() };
         }
-        let set = |timeout: Duration| Some(timeout).filter(|timeout| !timeout.is_zero());
-        Ok(Self {
-            scheduler: scheduler(&raw.scheduler)?,
-            exclude_cidrs: exclude_cidrs(&raw.exclude_cidrs)?,
-            strict_arp: raw.strict_arp,
-            timeouts: Timeouts { tcp: set(raw.tcp_timeout), tcp_fin: set(raw.tcp_fin_timeout), udp: set(raw.udp_timeout) },
-            local_addresses: local_addresses(&raw.local_addresses)?,
-            drain_timeout: raw.drain_timeout,
-        })
+        let mut timeout = |field, value| Some(not_negative(problems, field, value)).filter(|timeout| !timeout.is_zero());
+        let timeouts = Timeouts {
+            tcp: timeout("ipvs.tcpTimeout", fields.tcp_timeout),
+            tcp_fin: timeout("ipvs.tcpFinTimeout", fields.tcp_fin_timeout),
+            udp: timeout("ipvs.udpTimeout", fields.udp_timeout),
+        };
+        Self {
+            scheduler: problems.note("ipvs.scheduler", scheduler(&fields.scheduler), Scheduler::default()),
+            exclude_cidrs: exclude_cidrs(&fields.exclude_cidrs, problems),
+            strict_arp: fields.strict_arp,
+            timeouts,
+            local_addresses: problems.note(
+                "--ipvs-local-addresses",
+                local_addresses(&raw.ipvs_local_addresses),
+                LocalAddresses::Device,
+            ),
+            drain_timeout: not_negative(problems, "--ipvs-drain-timeout", raw.ipvs_drain_timeout),
+        }
     }
 }
 
-fn scheduler(text: &str) -> Result<Scheduler, Invalid> {
+fn scheduler(text: &str) -> Result<Scheduler, String> {
     if text.is_empty() {
         return Ok(Scheduler::default());
     }
     let known = Scheduler::ALL.map(Scheduler::as_str).join(", ");
-    Scheduler::from_name(text).map_or_else(|| invalid("--ipvs-scheduler", format!("{text:?} is not one of {known}")), Ok)
+    Scheduler::from_name(text).ok_or_else(|| format!("{text:?} is not one of {known}"))
 }
 
-pub(super) fn exclude_cidrs(texts: &[String]) -> Result<Vec<IpNet>, Invalid> {
-    let parse = |text: &String| match parse_cidr(text.trim()) {
-        Some(cidr) => Ok(cidr),
-        None => invalid("--ipvs-exclude-cidrs", format!("{text:?} is not a CIDR such as 192.0.2.0/24 or fd00::/64")),
+pub(super) fn exclude_cidrs(texts: &[String], problems: &mut Problems) -> Vec<IpNet> {
+    let parse = |text: &String| {
+        let cidr = parse_cidr(text.trim());
+        if cidr.is_none() {
+            problems.add("ipvs.excludeCIDRs", format!("{text:?} is not a CIDR such as 192.0.2.0/24 or fd00::/64"));
+        }
+        cidr
     };
-    texts.iter().map(parse).collect()
+    texts.iter().filter_map(parse).collect()
 }
 
-fn local_addresses(text: &str) -> Result<LocalAddresses, Invalid> {
+fn local_addresses(text: &str) -> Result<LocalAddresses, String> {
     let known = LocalAddresses::ALL.map(LocalAddresses::as_str).join(", ");
     let found = LocalAddresses::ALL.into_iter().find(|way| way.as_str() == text);
-    found.map_or_else(|| invalid("--ipvs-local-addresses", format!("{text:?} is not one of {known}")), Ok)
+    found.ok_or_else(|| format!("{text:?} is not one of {known}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::GoDuration;
 
-    /// As the flags have it by default.
-    fn raw() -> RawIpvs {
-        RawIpvs {
-            scheduler: String::new(),
-            exclude_cidrs: Vec::new(),
-            strict_arp: false,
-            sync_period: Duration::from_secs(30),
-            min_sync_period: Duration::ZERO,
-            tcp_timeout: Duration::ZERO,
-            tcp_fin_timeout: Duration::ZERO,
-            udp_timeout: Duration::ZERO,
-            local_addresses: "device".into(),
-            drain_timeout: DRAIN_TIMEOUT,
-        }
+    fn resolve(raw: &Raw, mode: Mode) -> Result<IpvsConfig, Problems> {
+        let mut problems = Problems::default();
+        let config = IpvsConfig::resolve(raw, mode, &mut problems);
+        problems.none_or_err().map(|()| config)
     }
 
     #[test]
     fn nothing_given_is_the_default() {
-        assert_eq!(IpvsConfig::resolve(&raw(), Mode::Ipvs), Ok(IpvsConfig::default()));
+        assert_eq!(resolve(&Raw::of_defaults("node"), Mode::Ipvs), Ok(IpvsConfig::default()));
     }
 
     #[test]
     fn values_are_taken_over() {
-        let (timeout, drain_timeout) = (Duration::from_secs(7), Duration::ZERO);
-        let exclude_cidrs = vec!["192.0.2.0/24".into(), " fd00::/64".into()];
-        let given = RawIpvs { scheduler: "mh".into(), exclude_cidrs, strict_arp: true, udp_timeout: timeout, ..raw() };
-        let config = IpvsConfig::resolve(&RawIpvs { local_addresses: "routes".into(), drain_timeout, ..given }, Mode::Ipvs);
+        let mut raw = Raw::of_defaults("node");
+        let ipvs = &mut raw.configuration.ipvs;
+        ipvs.scheduler = "mh".into();
+        ipvs.exclude_cidrs = vec!["192.0.2.0/24".into(), " fd00::/64".into()];
+        ipvs.strict_arp = true;
+        ipvs.udp_timeout = GoDuration::from_secs(7);
+        raw.ipvs_local_addresses = "routes".into();
+        raw.ipvs_drain_timeout = GoDuration::default();
         let wanted = IpvsConfig {
             scheduler: Scheduler::Mh,
             exclude_cidrs: vec!["192.0.2.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
             strict_arp: true,
-            timeouts: Timeouts { tcp: None, tcp_fin: None, udp: Some(timeout) },
+            timeouts: Timeouts { tcp: None, tcp_fin: None, udp: Some(Duration::from_secs(7)) },
             local_addresses: LocalAddresses::Routes,
-            drain_timeout,
+            drain_timeout: Duration::ZERO,
         };
-        assert_eq!(config, Ok(wanted));
+        assert_eq!(resolve(&raw, Mode::Ipvs), Ok(wanted));
     }
 
     #[test]
     fn in_another_mode_nothing_is_checked_and_only_ranges_count() {
-        let exclude_cidrs = vec!["192.0.2.0".into(), "198.51.100.0/24".into()];
-        let bad = RawIpvs { scheduler: "fifo".into(), exclude_cidrs, strict_arp: true, ..raw() };
+        let mut raw = Raw::of_defaults("node");
+        raw.configuration.ipvs.scheduler = "fifo".into();
+        raw.configuration.ipvs.exclude_cidrs = vec!["192.0.2.0".into(), "198.51.100.0/24".into()];
+        raw.configuration.ipvs.strict_arp = true;
         let config = IpvsConfig { exclude_cidrs: vec!["198.51.100.0/24".parse().unwrap()], ..IpvsConfig::default() };
-        assert_eq!(IpvsConfig::resolve(&bad, Mode::Iptables), Ok(config));
-        assert!(IpvsConfig::resolve(&bad, Mode::Ipvs).is_err_and(|error| error.flag == "--ipvs-scheduler"));
+        assert_eq!(resolve(&raw, Mode::Iptables), Ok(config));
+        let problems = resolve(&raw, Mode::Ipvs).unwrap_err();
+        let fields: Vec<_> = problems.0.iter().map(|invalid| invalid.field.as_str()).collect();
+        assert_eq!(fields, ["ipvs.scheduler", "ipvs.excludeCIDRs"]);
     }
 }

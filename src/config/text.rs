@@ -1,12 +1,14 @@
 //! The configuration as an operator reads it in the log: the command line that would make it.
 //!
-//! Every flag that has an effect is there, also where nobody gave it; what means "not set" is left out,
-//! and so is a feature gate that is as it is by default.
+//! Every flag that has an effect is there, also where nobody gave it; what means "not set" is left out.
 
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
 
-use super::{Config, DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig, Source};
+use super::{
+    Config, ConntrackConfig, ConntrackMax, DetectLocal, GoDuration, IpvsConfig, LogFormat, LoggingConfig, Mode,
+    NodePortAddresses, RuleConfig, Source,
+};
 use crate::net::Family;
 
 impl Display for Config {
@@ -20,20 +22,43 @@ impl Display for Config {
             }
         }
         list(f, "node-ip", &self.node_ips)?;
-        if self.once {
-            word(f, "once", &true)?;
+        word(f, "kube-api-qps", &self.client.qps)?;
+        word(f, "kube-api-burst", &self.client.burst)?;
+        for (flag, is_set) in [("once", self.once), ("init-only", self.init_only)] {
+            if is_set {
+                word(f, flag, &true)?;
+            }
         }
         rules(f, &self.rules)?;
-        word(f, "conntrack-tcp-be-liberal", &self.tcp_be_liberal)?;
+        let gates: Vec<_> = self.effective.feature_gates.iter().map(|(gate, on)| format!("{gate}={on}")).collect();
+        list(f, "feature-gates", &gates)?;
+        conntrack(f, &self.conntrack)?;
+        word(f, "oom-score-adj", &self.oom_score_adj)?;
         let served = |address: Option<_>| address.map(|a: std::net::SocketAddr| a.to_string()).unwrap_or_default();
         word(f, "healthz-bind-address", &served(self.healthz_bind_address))?;
         word(f, "metrics-bind-address", &served(self.metrics_bind_address))?;
         word(f, "bind-address-hard-fail", &self.bind_address_hard_fail)?;
+        word(f, "profiling", &self.profiling)?;
         let mode = self.rules.mode;
         word(f, &format!("{mode}-sync-period"), &Seconds(self.sync_period))?;
         word(f, &format!("{mode}-min-sync-period"), &Seconds(self.min_sync_period))?;
-        word(f, "audit-period", &Seconds(self.audit_period.unwrap_or_default()))
+        word(f, "audit-period", &Seconds(self.audit_period.unwrap_or_default()))?;
+        logging(f, &self.logging)
     }
+}
+
+fn logging(f: &mut Formatter<'_>, config: &LoggingConfig) -> fmt::Result {
+    let format = match config.format {
+        LogFormat::Text => "text",
+        LogFormat::Json => "json",
+    };
+    word(f, "logging-format", &format)?;
+    if config.split_stream {
+        word(f, &format!("log-{format}-split-stream"), &true)?;
+    }
+    word(f, "v", &config.verbosity)?;
+    let modules: Vec<_> = config.modules.iter().map(|(pattern, level)| format!("{pattern}={level}")).collect();
+    list(f, "vmodule", &modules)
 }
 
 fn rules(f: &mut Formatter<'_>, config: &RuleConfig) -> fmt::Result {
@@ -50,10 +75,22 @@ fn rules(f: &mut Formatter<'_>, config: &RuleConfig) -> fmt::Result {
     }
     config.bind_address.iter().try_for_each(|address| word(f, "bind-address", address))?;
     list(f, "ipvs-exclude-cidrs", &config.ipvs.exclude_cidrs)?;
-    if config.mode == Mode::Ipvs {
-        ipvs(f, &config.ipvs)?;
+    if config.mode == Mode::Ipvs { ipvs(f, &config.ipvs) } else { Ok(()) }
+}
+
+fn conntrack(f: &mut Formatter<'_>, config: &ConntrackConfig) -> fmt::Result {
+    let ConntrackMax { per_core, min } = config.max.unwrap_or(ConntrackMax { per_core: 0, min: 0 });
+    word(f, "conntrack-max-per-core", &per_core)?;
+    if per_core > 0 {
+        word(f, "conntrack-min", &min)?;
     }
-    if config.external_ips { Ok(()) } else { word(f, "feature-gates", &"AllowServiceExternalIPs=false") }
+    word(f, "conntrack-tcp-timeout-established", &Seconds(config.tcp_established.unwrap_or_default()))?;
+    word(f, "conntrack-tcp-timeout-close-wait", &Seconds(config.tcp_close_wait.unwrap_or_default()))?;
+    word(f, "conntrack-tcp-be-liberal", &config.tcp_be_liberal)?;
+    for (flag, timeout) in [("conntrack-udp-timeout", config.udp), ("conntrack-udp-timeout-stream", config.udp_stream)] {
+        timeout.iter().try_for_each(|&timeout| word(f, flag, &Seconds(timeout)))?;
+    }
+    Ok(())
 }
 
 fn ipvs(f: &mut Formatter<'_>, config: &IpvsConfig) -> fmt::Result {
@@ -102,11 +139,11 @@ fn list(f: &mut Formatter<'_>, flag: &str, values: &[impl Display]) -> fmt::Resu
     word(f, flag, &texts.join(","))
 }
 
-/// As flags take them: `30s`, `1.5s`, `100ms`.
+/// As Go writes durations: `30s`, `1.5s`, `24h0m0s`.
 struct Seconds(Duration);
 
 impl Display for Seconds {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        if self.0.is_zero() { f.write_str("0s") } else { write!(f, "{:?}", self.0) }
+        GoDuration::from(self.0).fmt(f)
     }
 }
