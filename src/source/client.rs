@@ -20,18 +20,23 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tower::util::MapRequestLayer;
 use tower::{BoxError, ServiceBuilder, ServiceExt as _};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::backoff::Class;
 use super::describe::describe;
-use super::kube::{ApiOptions, Timing};
+use super::kube::{ApiOptions, RequestEnd, Timing};
 use super::outage::Outage;
+use super::rate::Bucket;
+use super::resolver::Resolver;
 use super::token::TokenFile;
 
 /// A refusal's text is a Status object of a few hundred bytes; a proxy in between may send a web page.
 const LONGEST_REFUSAL: usize = 64 * 1024;
 /// How often credentials are read anew while the server cannot be reached.
 const REBUILD_PAUSE: Duration = Duration::from_secs(10);
+
+/// A request that its rate holds up for longer than this is told of.
+const TOLD_WAIT: Duration = Duration::from_secs(1);
 
 /// Why there is no client. All of these are found before anything is sent.
 #[derive(Debug, thiserror::Error)]
@@ -95,17 +100,32 @@ impl Failure {
     }
 }
 
-/// The API server, as all watches share it.
+/// What is asked for, as far as limits and measurements tell requests apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// A list, or its first page.
+    List,
+    /// A further page of a list that was begun. client-go has no pages, so a list costs one token.
+    Page,
+    /// Its answer takes minutes by nature, so nobody measures it.
+    Watch,
+    Write,
+}
+
+/// The API server, as all that ask it share it.
 #[derive(Debug)]
 pub(crate) struct Server {
     options: ApiOptions,
     url: String,
+    bucket: Bucket,
     current: Mutex<Current>,
     outage: Mutex<Outage>,
 }
 
 struct Current {
     client: Client,
+    /// The server's host and port, as measurements name it.
+    host: Arc<str>,
     built: Instant,
 }
 
@@ -122,21 +142,29 @@ impl Server {
         let url = without_password(&config.cluster_url);
         let client = build_client(&config, &options.timing)?;
         info!("API server: {url}");
-        let current = Mutex::new(Current { client, built: Instant::now() });
-        Ok(Self { options, url, current, outage: Mutex::default() })
+        let current = Mutex::new(Current { client, host: host_of(&config.cluster_url), built: Instant::now() });
+        let bucket = Bucket::new(options.rate, Instant::now());
+        Ok(Self { options, url, bucket, current, outage: Mutex::default() })
     }
 
-    /// Sends a GET and gives back an answer that is not a refusal, its body unread.
-    pub(crate) async fn get(&self, request: Request<Vec<u8>>) -> Result<Response<Body>, Failure> {
-        let client = lock(&self.current).client.clone();
-        let limit = self.options.timing.answer;
-        let answer = match tokio::time::timeout(limit, client.send(request.map(Body::from))).await {
-            Ok(Ok(answer)) => answer,
-            // kube's own word for it, "ServiceError", says nothing to anybody.
-            Ok(Err(::kube::Error::Service(error))) => return Err(Failure::Connection(describe(&*error))),
-            Ok(Err(error)) => return Err(Failure::Connection(describe(&error))),
-            Err(_) => return Err(Failure::Connection(format!("no answer within {} s", limit.as_secs_f32()))),
-        };
+    /// Sends a request when its turn has come, and gives back an answer that is not a refusal, its body unread.
+    pub(crate) async fn send(&self, request: Request<Vec<u8>>, purpose: Purpose) -> Result<Response<Body>, Failure> {
+        if purpose != Purpose::Page {
+            let wait = self.bucket.take(Instant::now());
+            if wait > TOLD_WAIT {
+                debug!(
+                    "{} {}: waits {wait:.1?}, as --kube-api-qps and --kube-api-burst say",
+                    request.method(),
+                    request.uri().path()
+                );
+            }
+            tokio::time::sleep(wait).await;
+        }
+        let answer = self.exchange(request, purpose).await;
+        if answer.is_err() && purpose != Purpose::Page {
+            self.bucket.give_back();
+        }
+        let (answer, limit) = (answer?, self.options.timing.answer);
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -146,9 +174,31 @@ impl Server {
         }
     }
 
+    /// One request and whatever is answered, told to the observer.
+    async fn exchange(&self, request: Request<Vec<u8>>, purpose: Purpose) -> Result<Response<Body>, Failure> {
+        let (client, host) = {
+            let current = lock(&self.current);
+            (current.client.clone(), Arc::clone(&current.host))
+        };
+        let (method, begun, limit) = (request.method().clone(), Instant::now(), self.options.timing.answer);
+        let answer = match tokio::time::timeout(limit, client.send(request.map(Body::from))).await {
+            Ok(Ok(answer)) => Ok(answer),
+            // kube's own word for it, "ServiceError", says nothing to anybody.
+            Ok(Err(::kube::Error::Service(error))) => Err(Failure::Connection(describe(&*error))),
+            Ok(Err(error)) => Err(Failure::Connection(describe(&error))),
+            Err(_) => Err(Failure::Connection(format!("no answer within {} s", limit.as_secs_f32()))),
+        };
+        if let Some(observer) = &self.options.observer {
+            let status = answer.as_ref().ok().map(|answer| answer.status().as_u16());
+            let latency = (purpose != Purpose::Watch).then(|| begun.elapsed());
+            observer.request_ended(&RequestEnd { host: &host, method: method.as_str(), status, latency });
+        }
+        answer
+    }
+
     /// A whole answer. It may take as long as it likes, as long as it gets on.
-    pub(crate) async fn get_bytes(&self, request: Request<Vec<u8>>) -> Result<Vec<u8>, Failure> {
-        let mut chunks = Chunks::new(self.get(request).await?.into_body(), self.options.timing.answer);
+    pub(crate) async fn send_for_bytes(&self, request: Request<Vec<u8>>, purpose: Purpose) -> Result<Vec<u8>, Failure> {
+        let mut chunks = Chunks::new(self.send(request, purpose).await?.into_body(), self.options.timing.answer);
         let mut whole = Vec::new();
         while let Some(chunk) = chunks.next().await.map_err(Failure::in_the_middle)? {
             whole.extend_from_slice(&chunk);
@@ -179,14 +229,14 @@ impl Server {
             return;
         }
         let renewed = match load_config(&self.options).await {
-            Ok(config) => build_client(&config, &self.options.timing),
+            Ok(config) => build_client(&config, &self.options.timing).map(|client| (client, host_of(&config.cluster_url))),
             Err(error) => Err(error),
         };
         let mut current = lock(&self.current);
         current.built = Instant::now();
         match renewed {
-            Ok(client) => current.client = client,
-            Err(error) => tracing::debug!("API server {}: {}; keeping the credentials known", self.url, describe(&error)),
+            Ok((client, host)) => (current.client, current.host) = (client, host),
+            Err(error) => debug!("API server {}: {}; keeping the credentials known", self.url, describe(&error)),
         }
     }
 
@@ -255,10 +305,23 @@ fn without_password(url: &Uri) -> String {
     }
 }
 
+/// The host and port of a URL, as Go's `URL.Host` has them.
+fn host_of(url: &Uri) -> Arc<str> {
+    let authority = url.authority().map_or("", Authority::as_str);
+    authority.rsplit_once('@').map_or(authority, |(_, host)| host).into()
+}
+
 async fn read_kubeconfig(path: &std::path::Path) -> Result<Config, ConfigError> {
     let failed = |source| ConfigError::Kubeconfig { path: path.display().to_string(), source: Box::new(source) };
     let kubeconfig = Kubeconfig::read_from(path).map_err(failed)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(failed)?;
+    if config.accept_invalid_certs {
+        warn!(
+            "kubeconfig {}: insecure-skip-tls-verify is set: whoever answers at {} is believed to be the API server",
+            path.display(),
+            without_password(&config.cluster_url),
+        );
+    }
     if let Some(proxy) = &config.proxy_url {
         let proxy = without_password(proxy);
         warn!("kubeconfig {}: HTTP proxy {proxy} is not supported, connecting directly", path.display());
@@ -268,7 +331,7 @@ async fn read_kubeconfig(path: &std::path::Path) -> Result<Config, ConfigError> 
 
 fn build_client(config: &Config, timing: &Timing) -> Result<Client, ConfigError> {
     let failed = |source| ConfigError::Client { url: without_password(&config.cluster_url), source: Box::new(source) };
-    let mut tcp = HttpConnector::new();
+    let mut tcp = HttpConnector::new_with_resolver(Resolver);
     tcp.enforce_http(false);
     tcp.set_nodelay(true);
     tcp.set_connect_timeout(Some(timing.connect));
@@ -282,19 +345,26 @@ fn build_client(config: &Config, timing: &Timing) -> Result<Client, ConfigError>
     let http = HttpClient::builder(TokioExecutor::new()).pool_timer(TokioTimer::new()).build::<_, Body>(tls);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
+        .option_layer(other_auth(config, token.is_some()).map_err(failed)?)
         .option_layer(token.map(bearer))
-        .option_layer(other_auth(config).map_err(failed)?)
         .layer(config.extra_headers_layer().map_err(failed)?)
         .map_err(BoxError::from)
         .service(http);
     Ok(ClientBuilder::new(service.map_err(BoxError::from), config.default_namespace.clone()).build())
 }
 
-/// A token in the kubeconfig itself is preferred to a file with one, as kube has it.
+/// A file with a token is preferred to a token in the kubeconfig itself, as client-go has it; that one serves where
+/// there is no file to read.
 fn token_file(config: &Config) -> Result<Option<TokenFile>, ConfigError> {
-    let path = config.auth_info.token_file.as_ref().filter(|_| config.auth_info.token.is_none());
-    let open = |path: &String| TokenFile::open(path.as_ref()).map_err(|source| ConfigError::Token { path: path.clone(), source });
-    path.map(open).transpose()
+    let Some(path) = &config.auth_info.token_file else { return Ok(None) };
+    match TokenFile::open(path.as_ref()) {
+        Ok(file) => Ok(Some(file)),
+        Err(source) if config.auth_info.token.is_some() => {
+            warn!("token file {path}: {source}; the token of the kubeconfig is used");
+            Ok(None)
+        }
+        Err(source) => Err(ConfigError::Token { path: path.clone(), source }),
+    }
 }
 
 /// Puts the token on each request.
@@ -306,10 +376,13 @@ fn bearer(file: TokenFile) -> MapRequestLayer<impl Fn(Request<Body>) -> Request<
     })
 }
 
-/// All that kube knows of saying who we are, but for the file.
-fn other_auth(config: &Config) -> Result<Option<AuthLayer>, ::kube::Error> {
+/// All that kube knows of saying who we are, but for a token where there is a file with one.
+fn other_auth(config: &Config, has_token: bool) -> Result<Option<AuthLayer>, ::kube::Error> {
     let mut config = config.clone();
     config.auth_info.token_file = None;
+    if has_token {
+        config.auth_info.token = None;
+    }
     config.auth_layer()
 }
 

@@ -60,6 +60,13 @@ pub fn load(path: &Path) -> Result<Loaded, Error> {
     Ok(loader.finish())
 }
 
+/// As [`load`], from a text; `file` is what messages call it.
+pub fn parse(file: &str, text: &str) -> Result<Loaded, Error> {
+    let mut loader = Loader::default();
+    loader.text(file, text)?;
+    Ok(loader.finish())
+}
+
 /// The files that make up `path`, in the order in which they are read.
 pub(crate) fn files(path: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::Read { path: path.display().to_string(), source };
@@ -190,9 +197,13 @@ impl Loader {
     fn file(&mut self, file: &Path) -> Result<(), Error> {
         let name = file.display().to_string();
         let text = fs::read_to_string(file).map_err(|source| Error::Read { path: name.clone(), source })?;
-        for document in documents::split(&text) {
-            self.document(&document, &name).map_err(|mistake| Error::Document {
-                file: name.clone(),
+        self.text(&name, &text)
+    }
+
+    fn text(&mut self, file: &str, text: &str) -> Result<(), Error> {
+        for document in documents::split(text) {
+            self.document(&document, file).map_err(|mistake| Error::Document {
+                file: file.into(),
                 document: document.number,
                 line: document.line + mistake.line.saturating_sub(1),
                 cause: mistake.cause,

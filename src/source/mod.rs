@@ -16,6 +16,11 @@ pub mod kube;
 mod list;
 pub mod manifests;
 mod outage;
+mod rate;
+pub mod recorder;
+mod resolver;
+mod series;
+mod sink;
 mod token;
 mod watch;
 
@@ -47,6 +52,8 @@ pub(crate) trait Watched: Sized + Debug + Send + 'static {
     const NAMESPACED: bool;
     /// Where the API server lists it, all namespaces.
     const PATH: &'static str;
+    /// What it means that it may not be read, for the operator.
+    const WITHOUT: &'static str;
 
     fn cut_down(object: &Self::Object) -> Parsed<Self>;
     fn one(key: ObjectKey, value: Option<Self>) -> Event;
@@ -70,6 +77,7 @@ impl Watched for Service {
     const RESOURCE: &'static str = "services";
     const NAMESPACED: bool = true;
     const PATH: &'static str = "/api/v1/services";
+    const WITHOUT: &'static str = "no change of a Service reaches this node";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
         Self::from_object(object)
@@ -96,6 +104,7 @@ impl Watched for EndpointSlice {
     const RESOURCE: &'static str = "endpointslices";
     const NAMESPACED: bool = true;
     const PATH: &'static str = "/apis/discovery.k8s.io/v1/endpointslices";
+    const WITHOUT: &'static str = "no change of endpoints reaches this node";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
         Self::from_object(object)
@@ -122,6 +131,7 @@ impl Watched for Node {
     const RESOURCE: &'static str = "nodes";
     const NAMESPACED: bool = false;
     const PATH: &'static str = "/api/v1/nodes";
+    const WITHOUT: &'static str = "this node's zone, addresses and deletion are not known";
 
     fn cut_down(object: &Self::Object) -> Parsed<Self> {
         Self::from_object(object)

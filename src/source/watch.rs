@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::backoff::{self, Backoff, Class};
 use super::batch::{Batch, Complaints};
-use super::client::{Chunks, Failure, Server};
+use super::client::{Chunks, Failure, Purpose, Server};
 use super::decode::{self, Change, Line, Page};
 use super::outage::Outage;
 use super::{Closed, Selectors, Watched};
@@ -64,6 +64,8 @@ pub(crate) struct Reflector<W> {
     paged: bool,
     backoff: Backoff,
     refused: Outage,
+    /// Was it told that a right is missing?
+    forbidden: bool,
     complaints: Complaints,
     kind: std::marker::PhantomData<W>,
 }
@@ -79,6 +81,7 @@ impl<W: Watched> Reflector<W> {
             paged: true,
             backoff: Backoff::default(),
             refused: Outage::default(),
+            forbidden: false,
             complaints: Complaints::default(),
             kind: std::marker::PhantomData,
         }
@@ -158,7 +161,8 @@ impl<W: Watched> Reflector<W> {
             ..ListParams::default()
         };
         let request = Requests::new(W::PATH).list(&params).map_err(|e| Failure::Connection(e.to_string()))?;
-        let body = self.server.get_bytes(request).await?;
+        let purpose = if token.is_empty() { Purpose::List } else { Purpose::Page };
+        let body = self.server.send_for_bytes(request, purpose).await?;
         Ok(decode::page(&body)?)
     }
 
@@ -216,7 +220,7 @@ impl<W: Watched> Reflector<W> {
 
     async fn open(&self, params: &WatchParams, position: &str) -> Result<Lines, Failure> {
         let request = Requests::new(W::PATH).watch(params, position).map_err(|e| Failure::Connection(e.to_string()))?;
-        let body = self.server.get(request).await?.into_body();
+        let body = self.server.send(request, Purpose::Watch).await?.into_body();
         Ok(Lines::new(Chunks::new(body, self.server.timing().silence)))
     }
 
@@ -298,6 +302,7 @@ impl<W: Watched> Reflector<W> {
     /// Not only an answer, but one with something in it.
     fn works(&mut self) {
         self.server.reachable();
+        self.forbidden = false;
         if let Some(duration) = self.refused.ends() {
             info!("list and watch {}: works again after {:.1} s", W::RESOURCE, duration.as_secs_f32());
         }
@@ -315,8 +320,13 @@ impl<W: Watched> Reflector<W> {
             Failure::Refused { status: 410, .. } => self.server.reachable(),
             Failure::Refused { .. } | Failure::Garbage(_) | Failure::BrokenOff(_) => {
                 self.server.reachable();
-                if self.refused.begins() {
-                    warn!("{verb} {}: {failure}; what is known stays, trying again", W::RESOURCE);
+                let forbidden = failure.status() == 403;
+                // Whatever was told before: that the right is missing is something an operator can mend.
+                let news = forbidden && !self.forbidden;
+                self.forbidden |= forbidden;
+                if self.refused.begins() || news {
+                    let hint = if forbidden { missing_right::<W>() } else { String::new() };
+                    warn!("{verb} {}: {failure}; what is known stays, trying again{hint}", W::RESOURCE);
                 }
                 if failure.status() == 401 {
                     self.server.renew(true).await;
@@ -359,6 +369,15 @@ impl Lines {
             self.buffer.extend_from_slice(&chunk);
         }
     }
+}
+
+/// What to do about a refusal for lack of a right, and what does not work before.
+fn missing_right<W: Watched>() -> String {
+    let resource = W::RESOURCE;
+    format!(
+        " ({}; the verbs list and watch on {resource} are needed, as ClusterRole system:node-proxier grants them)",
+        W::WITHOUT
+    )
 }
 
 fn some(text: &str) -> Option<String> {
