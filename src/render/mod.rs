@@ -5,10 +5,13 @@
 //! no more than it touches; what depends on none is the mode's own ([`mode`]).
 
 mod common;
+mod doubts;
 pub mod iptables;
 pub mod ipvs;
 pub mod names;
 mod stale;
+
+pub use doubts::doubts;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -13,6 +13,9 @@ pub const NFACCT_INVALID: &str = "ct_state_invalid_dropped_pkts";
 /// nfacct object that counts the packets to node ports on loopback addresses.
 pub const NFACCT_LOCALHOST: &str = "localhost_nps_accepted_pkts";
 
+/// The table, one in each family, that nftables mode has all to itself.
+pub const NFTABLES_TABLE: &str = "kube-proxy";
+
 /// The chains of one service port share a hash of its name and protocol (behaviour.md §3.2).
 #[derive(Debug)]
 pub struct PortChains {

@@ -1,19 +1,18 @@
 //! A small HTTP/1.1 server: binds as Go does, answers from a plain function, and lets no client hold it up.
 //!
-//! It knows nothing of what is answered. Handlers see the head of a request and never its body; they run
-//! on the connection's task, so they must be quick and must not block.
+//! It knows nothing of what is answered. Handlers see the head of a request, and of the body a few bytes if they ask
+//! for it; they run on the connection's task, so they must be quick and must not block.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::future::ready;
 use std::io::{self, ErrorKind};
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::StatusCode;
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS};
 use hyper::http::request::Parts;
 use hyper::server::conn::http1;
@@ -23,12 +22,38 @@ use socket2::{Domain, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 pub type Response = hyper::Response<Full<Bytes>>;
 
 /// Answers the head of a request.
-pub type Handler = Arc<dyn Fn(&Parts) -> Response + Send + Sync>;
+pub type Handler = Arc<dyn Fn(&Parts) -> Reply + Send + Sync>;
+
+/// What a handler makes of a request's head.
+pub enum Reply {
+    /// The answer. A body goes unread.
+    Now(Response),
+    /// The answer follows from the body, of which there may be no more than [`Limits::body`].
+    AfterBody(Respond),
+}
+
+/// Makes the answer to a request with this body.
+pub type Respond = Box<dyn FnOnce(&[u8]) -> Response + Send>;
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        Self::Now(response)
+    }
+}
+
+impl fmt::Debug for Reply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Now(_) => "Now",
+            Self::AfterBody(_) => "AfterBody",
+        })
+    }
+}
 
 /// Turns `true`, or loses its sender, when it is time to end.
 pub type Shutdown = watch::Receiver<bool>;
@@ -59,6 +84,8 @@ pub struct Limits {
     pub next_request: Duration,
     /// Size of a request head in bytes.
     pub head: usize,
+    /// Size of a request body in bytes, where one is read at all. It may take as long as `first_request`.
+    pub body: usize,
     /// Between two tries to bind an address that is taken.
     pub bind_retry: Duration,
 }
@@ -70,9 +97,19 @@ impl Default for Limits {
             first_request: Duration::from_secs(5),
             next_request: Duration::from_mins(1),
             head: 16 << 10,
+            body: 64,
             bind_retry: Duration::from_secs(5),
         }
     }
+}
+
+/// An address that could not be listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BindFailure {
+    /// The [name](Server::name) of the server.
+    pub server: &'static str,
+    pub address: SocketAddr,
+    pub cause: String,
 }
 
 /// One address and who answers there.
@@ -83,13 +120,15 @@ pub struct Server {
     hard_fail: bool,
     limits: Limits,
     bound: watch::Sender<Option<SocketAddr>>,
+    failure: watch::Sender<Option<BindFailure>>,
 }
 
 impl Server {
     /// `name` is for the log. With no address the server is switched off: it only waits for the end.
     pub fn new(name: &'static str, address: Option<SocketAddr>, handler: Handler) -> Self {
         let (bound, _) = watch::channel(None);
-        Self { name, address, handler, hard_fail: false, limits: Limits::default(), bound }
+        let (failure, _) = watch::channel(None);
+        Self { name, address, handler, hard_fail: false, limits: Limits::default(), bound, failure }
     }
 
     pub fn name(&self) -> &'static str {
@@ -112,6 +151,12 @@ impl Server {
         self.bound.subscribe()
     }
 
+    /// Why the address is not listened on, each time that changes; also before an end by `hard_fail`. `None` once it is
+    /// listened on, and before the first try.
+    pub fn failure(&self) -> watch::Receiver<Option<BindFailure>> {
+        self.failure.subscribe()
+    }
+
     /// Serves until `shutdown` fires. Fails only with `hard_fail`.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
         tokio::select! {
@@ -131,23 +176,34 @@ impl Server {
 
     async fn bind(&self, address: SocketAddr) -> Result<TcpListener, Error> {
         let server = self.name;
-        let mut reported = None;
         loop {
-            match bind(address) {
+            let error = match bind(address) {
                 Ok(listener) => {
                     tracing::info!(server, %address, "listening");
+                    self.failure.send_if_modified(|failure| failure.take().is_some());
                     return Ok(listener);
                 }
-                Err(source) if self.hard_fail => return Err(Error::Bind { server, address, source }),
-                // Said once per cause: the address may stay taken for days.
-                Err(error) if reported != Some(error.kind()) => {
-                    reported = Some(error.kind());
-                    tracing::warn!(server, %address, %error, "cannot listen; trying again until it works");
-                }
-                Err(_) => {}
+                Err(error) => error,
+            };
+            let is_new = self.failed(BindFailure { server, address, cause: error.to_string() });
+            if self.hard_fail {
+                return Err(Error::Bind { server, address, source: error });
+            }
+            // Said once per cause: the address may stay taken for days.
+            if is_new {
+                tracing::warn!(server, %address, %error, "cannot listen; trying again until it works");
             }
             sleep(self.limits.bind_retry).await;
         }
+    }
+
+    /// Tells whoever follows; true when it is another failure than the last.
+    fn failed(&self, failure: BindFailure) -> bool {
+        self.failure.send_if_modified(|known| {
+            let is_new = known.as_ref() != Some(&failure);
+            *known = Some(failure);
+            is_new
+        })
     }
 }
 
@@ -256,11 +312,20 @@ impl Activity {
 
 /// One connection, until either side closes it or the client is too slow.
 async fn converse(stream: TcpStream, handler: Handler, limits: Limits, activity: Arc<Activity>) {
-    let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
+    let service = service_fn(|request: hyper::Request<Incoming>| {
         activity.renew(limits.next_request);
-        // The body goes unread; hyper closes the connection if there is one.
-        let (head, _) = request.into_parts();
-        ready(Ok::<_, Infallible>(handler(&head)))
+        let (head, body) = request.into_parts();
+        let reply = handler(&head);
+        async move {
+            Ok::<_, Infallible>(match reply {
+                // hyper closes the connection if there is a body.
+                Reply::Now(response) => response,
+                Reply::AfterBody(respond) => match read(body, limits).await {
+                    Ok(body) => respond(&body),
+                    Err(refusal) => refusal,
+                },
+            })
+        }
     });
     let connection = http1::Builder::new()
         // hyper's own limit would cut idle connections as soon as slow ones, between two probes of a load balancer.
@@ -284,13 +349,31 @@ async fn converse(stream: TcpStream, handler: Handler, limits: Limits, activity:
     }
 }
 
-/// An answer with the two headers every one of kube-proxy's has.
+/// A small body that comes in time, or the answer to one that does not.
+async fn read(body: Incoming, limits: Limits) -> Result<Bytes, Response> {
+    let refusal = |status, why: &str| answer(status, TEXT, format!("request body: {why}\n"));
+    match timeout(limits.first_request, Limited::new(body, limits.body).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(refusal(StatusCode::PAYLOAD_TOO_LARGE, &format!("more than {} bytes", limits.body)))
+        }
+        Ok(Err(error)) => Err(refusal(StatusCode::BAD_REQUEST, &error.to_string())),
+        Err(_) => Err(refusal(StatusCode::REQUEST_TIMEOUT, &format!("not there within {:?}", limits.first_request))),
+    }
+}
+
+/// An answer with the two headers most of kube-proxy's have.
 pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = plain(status, content_type, body);
+    response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The same without `X-Content-Type-Options`, as some of Go's handlers write.
+pub(crate) fn plain(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 

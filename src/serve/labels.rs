@@ -4,6 +4,7 @@
 //! Fields stand in the order of kube-proxy's output, which is alphabetical.
 
 use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder};
 
@@ -93,6 +94,51 @@ impl EventKind {
             Event::Slice(..) | Event::Slices(_) => Self::EndpointSlice,
             Event::Node(..) | Event::Nodes(_) => Self::Node,
             Event::Addresses(_) => Self::Addresses,
+        }
+    }
+}
+
+/// What became of a request to the API server: a status that HTTP knows, another, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum StatusCode {
+    Known(u16),
+    Other,
+    Error,
+}
+
+impl StatusCode {
+    pub(super) fn of(status: Option<u16>) -> Self {
+        let is_known = |code: u16| hyper::StatusCode::from_u16(code).is_ok_and(|status| status.canonical_reason().is_some());
+        match status {
+            Some(code) if is_known(code) => Self::Known(code),
+            Some(_) => Self::Other,
+            None => Self::Error,
+        }
+    }
+}
+
+impl EncodeLabelValue for StatusCode {
+    fn encode(&self, encoder: &mut LabelValueEncoder) -> fmt::Result {
+        match self {
+            Self::Known(code) => write!(encoder, "{code}"),
+            Self::Other => encoder.write_str("other"),
+            Self::Error => encoder.write_str("<error>"),
+        }
+    }
+}
+
+words! {
+    /// The methods that requests to the API server have.
+    Method { Get = "GET", Post = "POST", Patch = "PATCH", Other = "other" }
+}
+
+impl Method {
+    pub(super) fn named(name: &str) -> Self {
+        match name {
+            "GET" => Self::Get,
+            "POST" => Self::Post,
+            "PATCH" => Self::Patch,
+            _ => Self::Other,
         }
     }
 }
@@ -197,4 +243,18 @@ pub(super) struct ByDrainEnd {
 pub(super) struct ByAudit {
     pub(super) ip_family: Family,
     pub(super) result: AuditResult,
+}
+
+/// The host is that of the one API server that is configured.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByRequest {
+    pub(super) code: StatusCode,
+    pub(super) host: Arc<str>,
+    pub(super) method: Method,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct ByVerb {
+    pub(super) host: Arc<str>,
+    pub(super) verb: Method,
 }

@@ -4,8 +4,12 @@
 //! go on working (behaviour.md §6.1); `sluice_*` are our own. Series appear with their first use. No caller
 //! sees a metric type or a label string, and nothing here is ever read back to decide something.
 
+mod client;
+mod identity;
 mod repairs;
 mod servers;
+mod slis;
+mod sources;
 
 use std::fmt;
 use std::sync::atomic::AtomicU64;
@@ -18,14 +22,13 @@ use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family as Vector;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets, linear_buckets};
-use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry};
 
 use super::exposition;
 pub use super::labels::{
     AuditResult, Code, DrainEnd, EventKind, NetlinkError, RepairCause, Table, TrafficPolicy, TransactionResult,
 };
-use super::labels::{ByCode, ByErrno, ByFamily, ByKind, ByPolicy, ByResult, ByTable};
+use super::labels::{ByCode, ByErrno, ByFamily, ByPolicy, ByResult, ByTable};
 use super::process::Process;
 use crate::net::Family;
 
@@ -43,10 +46,13 @@ pub struct Metrics {
     changes: Changes,
     health: Answers,
     kernel: Kernel,
-    sources: Sources,
+    sources: sources::Sources,
+    client: client::Client,
     repairs: repairs::Repairs,
     servers: servers::Servers,
     packets: Arc<Packets>,
+    features: identity::Features,
+    slis: slis::Slis,
     started: f64,
 }
 
@@ -136,18 +142,13 @@ struct Kernel {
     conntrack_deleted: Counters<ByFamily>,
 }
 
-#[derive(Debug)]
-struct Sources {
-    events: Counters<ByKind>,
-}
-
 impl Metrics {
     pub fn new() -> Self {
         let mut registry = Registry::default();
         let process = Process::read();
         let started = process.started;
         registry.register_collector(Box::new(process));
-        registry.register("sluice_build", "The program", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+        let features = identity::register(&mut registry);
         let packets = Arc::new(Packets::default());
         registry.register_collector(Box::new(Arc::clone(&packets)));
         Self {
@@ -156,10 +157,13 @@ impl Metrics {
             changes: Changes::register(&mut registry),
             health: Answers::register(&mut registry),
             kernel: Kernel::register(&mut registry),
-            sources: Sources::register(&mut registry),
+            sources: sources::Sources::register(&mut registry),
+            client: client::Client::register(&mut registry),
             repairs: repairs::Repairs::register(&mut registry),
             servers: servers::Servers::register(&mut registry),
             packets,
+            features,
+            slis: slis::Slis::new(started),
             started,
             registry,
         }
@@ -167,12 +171,7 @@ impl Metrics {
 
     /// All metrics as text. Fails when a metric cannot be written in the format, which is a mistake in it.
     pub fn encode(&self, format: Format) -> Result<String, fmt::Error> {
-        let mut openmetrics = String::new();
-        text::encode(&mut openmetrics, &self.registry)?;
-        Ok(match format {
-            Format::Prometheus => exposition::to_prometheus(&openmetrics),
-            Format::OpenMetrics => openmetrics,
-        })
+        written(&self.registry, format)
     }
 
     /// When the process started, in seconds since 1970.
@@ -263,11 +262,6 @@ impl Metrics {
         self.kernel.left_out.get_or_create(&label(family)).set(count);
     }
 
-    /// An event came from the source.
-    pub fn event_received(&self, kind: EventKind) {
-        self.sources.events.get_or_create(&ByKind { kind }).inc();
-    }
-
     /// Where to read the packet counters at each scrape. Their two metrics appear with this; only the
     /// first call counts.
     pub fn collect_packets(&self, read: impl Fn() -> Option<PacketCounters> + Send + Sync + 'static) {
@@ -305,6 +299,15 @@ impl Drop for SyncTimer<'_> {
             failures.get_or_create(&self.label).inc();
         }
     }
+}
+
+fn written(registry: &Registry, format: Format) -> Result<String, fmt::Error> {
+    let mut openmetrics = String::new();
+    text::encode(&mut openmetrics, registry)?;
+    Ok(match format {
+        Format::Prometheus => exposition::to_prometheus(&openmetrics),
+        Format::OpenMetrics => openmetrics,
+    })
 }
 
 fn label(ip_family: Family) -> ByFamily {
@@ -424,12 +427,6 @@ impl Kernel {
             conntrack_duration: theirs(registry, "conntrack_reconciler_sync_duration_seconds", duration, histogram),
             conntrack_deleted: theirs(registry, "conntrack_reconciler_deleted_entries", deleted, counters),
         }
-    }
-}
-
-impl Sources {
-    fn register(registry: &mut Registry) -> Self {
-        Self { events: ours(registry, "events", "Events received from the source of objects") }
     }
 }
 

@@ -4,6 +4,7 @@
 //! kernel's tables: the agent and the sync loop report to [`Health`], [`Metrics`] and [`ServiceHealth`],
 //! and every server is a plain future for the agent's supervised set.
 
+mod build;
 mod exposition;
 pub mod health;
 pub mod http;
@@ -14,6 +15,7 @@ pub mod service_health;
 pub mod status;
 
 pub use health::Health;
-pub use http::{Handler, Server, Shutdown};
+pub use http::{BindFailure, Handler, Reply, Server, Shutdown};
 pub use metrics::Metrics;
 pub use service_health::{HealthPort, ListenOn, ServiceHealth};
+pub use status::{Configz, Pages};

@@ -41,17 +41,35 @@ impl Collector for Process {
         show("process_resident_memory_bytes", "Resident memory size in bytes.", kilobytes(&status, "VmRSS:"))?;
         show("process_virtual_memory_bytes", "Virtual memory size in bytes.", kilobytes(&status, "VmSize:"))?;
         show("process_open_fds", "Number of open file descriptors.", open_fds())?;
-        show("process_max_fds", "Maximum number of open file descriptors.", max_fds())?;
-        let Some(seconds) = cpu_seconds() else { return Ok(()) };
-        let counter = ConstCounter::new(seconds);
-        let help = "Total user and system CPU time spent in seconds.";
-        counter.encode(encoder.encode_descriptor("process_cpu_seconds", help, None, counter.metric_type())?)
+        show("process_max_fds", "Maximum number of open file descriptors.", limit("Max open files"))?;
+        let help = "Maximum amount of virtual memory available in bytes.";
+        show("process_virtual_memory_max_bytes", help, limit("Max address space"))?;
+        let mut count = |name: &str, help: &str, value: Option<f64>| match value {
+            Some(value) => counter(&mut encoder, name, help, value),
+            None => Ok(()),
+        };
+        count("process_cpu_seconds", "Total user and system CPU time spent in seconds.", cpu_seconds())?;
+        let netstat = fs::read_to_string("/proc/self/net/netstat").unwrap_or_default();
+        let help = "Number of bytes received by the process over the network.";
+        count("process_network_receive_bytes", help, ip_octets(&netstat, "InOctets"))?;
+        let help = "Number of bytes sent by the process over the network.";
+        count("process_network_transmit_bytes", help, ip_octets(&netstat, "OutOctets"))
     }
 }
 
 fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
     let gauge = ConstGauge::new(value);
-    gauge.encode(encoder.encode_descriptor(name, help, None, gauge.metric_type())?)
+    gauge.encode(encoder.encode_descriptor(name, &stopped(help), None, gauge.metric_type())?)
+}
+
+fn counter(encoder: &mut DescriptorEncoder<'_>, name: &str, help: &str, value: f64) -> fmt::Result {
+    let counter = ConstCounter::new(value);
+    counter.encode(encoder.encode_descriptor(name, &stopped(help), None, counter.metric_type())?)
+}
+
+/// Help texts end with a full stop of the library's own, which the text format leaves out; a collector has to set it.
+fn stopped(help: &str) -> String {
+    format!("{help}.")
 }
 
 /// Fields of `/proc/self/stat` from the third on: the second, the program's name, may hold spaces.
@@ -83,9 +101,24 @@ fn open_fds() -> Option<f64> {
     u32::try_from(count).ok().map(f64::from)
 }
 
-fn max_fds() -> Option<f64> {
+/// The limit in force; without one, the greatest number there is, as Go's library has it.
+fn limit(name: &str) -> Option<f64> {
+    #[expect(clippy::cast_precision_loss, reason = "as large as it gets")]
+    const UNLIMITED: f64 = u64::MAX as f64;
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_ascii_whitespace().next()?.parse().ok()
+    match limits.lines().find_map(|line| line.strip_prefix(name))?.split_ascii_whitespace().next()? {
+        "unlimited" => Some(UNLIMITED),
+        number => number.parse().ok(),
+    }
+}
+
+/// A number of the `IpExt` lines: one names the columns, the next has their values. They are those of the network
+/// namespace, which is the node's: so it is with every Go program.
+fn ip_octets(netstat: &str, column: &str) -> Option<f64> {
+    let mut lines = netstat.lines().filter_map(|line| line.strip_prefix("IpExt:"));
+    let (names, values) = (lines.next()?, lines.next()?);
+    let place = names.split_ascii_whitespace().position(|name| name == column)?;
+    values.split_ascii_whitespace().nth(place)?.parse().ok()
 }
 
 #[cfg(test)]
@@ -101,12 +134,23 @@ mod tests {
     }
 
     #[test]
+    fn octets_are_found_by_the_name_of_their_column() {
+        let netstat = "TcpExt: A B\nTcpExt: 1 2\nIpExt: X InOctets OutOctets\nIpExt: 0 700 800\n";
+        assert_eq!(ip_octets(netstat, "InOctets"), Some(700.0));
+        assert_eq!(ip_octets(netstat, "OutOctets"), Some(800.0));
+        assert_eq!(ip_octets(netstat, "A"), None);
+    }
+
+    #[test]
     fn the_kernel_tells_all_of_this_process() {
         let status = fs::read_to_string("/proc/self/status").unwrap();
         assert!(kilobytes(&status, "VmRSS:").unwrap() > 100_000.0);
         assert!(kilobytes(&status, "VmSize:") >= kilobytes(&status, "VmRSS:"));
         assert!(open_fds().unwrap() >= 3.0);
-        assert!(max_fds() >= open_fds());
+        assert!(limit("Max open files") >= open_fds());
+        assert!(limit("Max address space") >= kilobytes(&status, "VmSize:"));
+        let netstat = fs::read_to_string("/proc/self/net/netstat").unwrap();
+        assert!(ip_octets(&netstat, "InOctets").is_some() && ip_octets(&netstat, "OutOctets").is_some(), "{netstat}");
         assert!(cpu_seconds().is_some());
         assert!(age().unwrap() < 600.0);
     }

@@ -259,7 +259,7 @@ impl Port {
     fn handler(&self, health: &Health) -> Handler {
         let (service, count, health) = (self.service.clone(), Arc::clone(&self.local_endpoints), health.clone());
         // Any path and any method, as in kube-proxy: load balancers are configured freely.
-        Arc::new(move |_| answer(&service, count.load(Ordering::Relaxed), health.healthy()))
+        Arc::new(move |_| answer(&service, count.load(Ordering::Relaxed), health.healthy()).into())
     }
 }
 

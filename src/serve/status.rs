@@ -1,16 +1,22 @@
 //! Who answers what on the two servers every proxy has: health (`:10256`) and metrics (`127.0.0.1:10249`).
 //!
-//! Only routing and headers; the answers are those of [`Health`] and [`Metrics`]. Like kube-proxy's, the
-//! paths take any method and any query.
+//! Only routing and headers; the answers are those of [`Health`] and [`Metrics`], and of the modules below for what is
+//! asked less often. Like kube-proxy's, the paths take any method and any query, unless they say otherwise.
 
-use std::sync::Arc;
+mod debug;
+mod healthz;
+mod negotiate;
+mod zpages;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hyper::StatusCode;
-use hyper::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue, X_CONTENT_TYPE_OPTIONS};
+use hyper::header::{ACCEPT, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 
 use super::health::{Answer, Health};
-use super::http::{self, Handler, JSON, Response, TEXT, not_found};
+use super::http::{self, Handler, JSON, Reply, Response, TEXT, not_found};
 use super::metrics::{Code, Format, Metrics};
 
 const PROCESS_START: HeaderName = HeaderName::from_static("process-start-time-unix");
@@ -20,54 +26,100 @@ const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=
 
 /// `/healthz` for load balancers, `/livez` for the kubelet.
 pub fn health_routes(health: Health, metrics: Arc<Metrics>) -> Handler {
-    Arc::new(move |head| match head.uri.path() {
-        "/healthz" => {
-            let answer = health.healthz();
-            metrics.healthz_answered(code(&answer));
-            http::answer(answer.status, JSON, answer.body)
-        }
-        "/livez" => {
-            let answer = health.livez();
-            metrics.livez_answered(code(&answer));
-            http::answer(answer.status, JSON, answer.body)
-        }
-        _ => not_found(),
+    Arc::new(move |head| {
+        let answer = match head.uri.path() {
+            "/healthz" => {
+                let answer = health.healthz();
+                metrics.healthz_answered(code(&answer));
+                answer
+            }
+            "/livez" => {
+                let answer = health.livez();
+                metrics.livez_answered(code(&answer));
+                answer
+            }
+            _ => return not_found().into(),
+        };
+        http::answer(answer.status, JSON, answer.body).into()
     })
 }
 
-/// `/metrics`, and what else kube-proxy answers next to it. `mode` is the word for the proxy mode.
-pub fn metrics_routes(metrics: Arc<Metrics>, mode: &'static str) -> Handler {
-    Arc::new(move |head| match head.uri.path() {
-        "/metrics" => scrape(&metrics, head),
-        "/proxyMode" => http::answer(StatusCode::OK, TEXT, mode),
-        "/healthz" if asks_verbose(head) => http::answer(StatusCode::OK, TEXT, "[+]ping ok\nhealthz check passed\n"),
-        "/healthz" | "/healthz/ping" => http::answer(StatusCode::OK, TEXT, "ok"),
+/// What the metrics server has to tell.
+pub struct Pages {
+    pub metrics: Arc<Metrics>,
+    /// The word for the proxy mode.
+    pub mode: &'static str,
+    pub configz: Configz,
+    /// The flags of the command line with their values, sorted by name.
+    pub flags: Vec<(String, String)>,
+    /// Are `/flagz` and `/statusz` there? (feature gates `ComponentFlagz` and `ComponentStatusz`)
+    pub flagz: bool,
+    pub statusz: bool,
+    /// Is what lies below `/debug/` there? (`--profiling`)
+    pub profiling: bool,
+    /// Sets the level of `-v`.
+    pub set_verbosity: Box<dyn Fn(u8) + Send + Sync>,
+}
+
+/// The configuration in force, as JSON of a `KubeProxyConfiguration`. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Configz(Arc<Mutex<Option<Arc<str>>>>);
+
+impl Configz {
+    /// From now on `/configz` shows this.
+    pub fn set(&self, json: impl Into<Arc<str>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(json.into());
+    }
+
+    fn body(&self) -> String {
+        let config = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        config.map_or_else(|| "{}".into(), |config| format!("{{\"kubeproxy.config.k8s.io\":{config}}}"))
+    }
+}
+
+/// `/metrics`, and what else kube-proxy answers next to it.
+pub fn metrics_routes(pages: Pages) -> Handler {
+    let pages = Arc::new(pages);
+    Arc::new(move |head| answer(&pages, head))
+}
+
+fn answer(pages: &Arc<Pages>, head: &Parts) -> Reply {
+    let response = match head.uri.path() {
+        "/metrics" => scrape(&pages.metrics, head, Metrics::encode),
+        "/metrics/slis" => scrape(&pages.metrics, head, Metrics::encode_slis),
+        "/proxyMode" => http::answer(StatusCode::OK, TEXT, pages.mode),
+        "/healthz" => healthz::answer(&pages.metrics, head),
+        "/healthz/ping" => http::plain(StatusCode::OK, TEXT, "ok"),
+        "/configz" => http::answer(StatusCode::OK, JSON, pages.configz.body()),
+        "/flagz" if pages.flagz => zpages::flagz(pages, head),
+        "/statusz" if pages.statusz => zpages::statusz(pages, head),
+        path if pages.profiling && path.starts_with("/debug/") => return debug::answer(pages, head),
         _ => not_found(),
-    })
+    };
+    response.into()
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pages").field("mode", &self.mode).field("flags", &self.flags).finish_non_exhaustive()
+    }
 }
 
 fn code(answer: &Answer) -> Code {
     if answer.status == StatusCode::OK { Code::Ok } else { Code::Unavailable }
 }
 
-fn asks_verbose(head: &Parts) -> bool {
-    let query = head.uri.query().unwrap_or_default();
-    query.split('&').any(|pair| pair.split('=').next() == Some("verbose"))
-}
-
-fn scrape(metrics: &Metrics, head: &Parts) -> Response {
+fn scrape(metrics: &Metrics, head: &Parts, encode: fn(&Metrics, Format) -> Result<String, fmt::Error>) -> Response {
     let format = format(&head.headers);
     let content_type = match format {
         Format::Prometheus => PROMETHEUS,
         Format::OpenMetrics => OPENMETRICS,
     };
-    let Ok(text) = metrics.encode(format) else {
+    let Ok(text) = encode(metrics, format) else {
         return http::answer(StatusCode::INTERNAL_SERVER_ERROR, TEXT, "a metric cannot be written\n");
     };
-    let mut response = http::answer(StatusCode::OK, content_type, text);
+    let mut response = http::plain(StatusCode::OK, content_type, text);
     let headers = response.headers_mut();
-    // The one answer on which kube-proxy does not set it.
-    headers.remove(X_CONTENT_TYPE_OPTIONS);
     if let Ok(start) = HeaderValue::from_str(&format!("{:.0}", metrics.process_start().floor())) {
         headers.insert(PROCESS_START, start);
     }
