@@ -5,24 +5,33 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 
 use crate::config::{IpvsConfig, LocalAddresses as Addresses, Mode, RuleConfig};
 use crate::net::Family;
 use crate::netlink::address::addresses;
 use crate::netlink::link::{DEVICE, LocalAddresses, Style, interface_index};
 use crate::netlink::{self, NftKernel, NodeBalancer};
+use crate::render::names::NFTABLES_TABLE;
 use crate::serve::Metrics;
 use crate::sync::cleanup::{BalancingRemoved, Bounds, remove_balancing, remove_rules};
 
 /// Removes everything, and says what that was. Fails with all that could not be removed.
 pub fn clean_up(config: &IpvsConfig) -> anyhow::Result<String> {
     let mut report = Report::default();
-    match NftKernel::open() {
-        Ok(mut kernel) => rules(&mut kernel, &mut report),
-        // Then there are no rules in it.
-        Err(error @ netlink::Error::Unsupported { .. }) => tracing::info!(%error, "no rules to remove"),
-        Err(error) => return Err(error).context("remove rules"),
+    let mut kernel = match NftKernel::open() {
+        Ok(kernel) => Some(kernel),
+        Err(error @ netlink::Error::Unsupported { .. }) => {
+            tracing::info!(%error, "no rules to remove");
+            None
+        }
+        Err(error) => {
+            report.failures.push(format!("rules: {error}"));
+            None
+        }
+    };
+    if let Some(kernel) = &mut kernel {
+        rules(kernel, &mut report);
     }
     match remains_of_ipvs(config) {
         Ok(removed) => {
@@ -31,8 +40,13 @@ pub fn clean_up(config: &IpvsConfig) -> anyhow::Result<String> {
         }
         Err(error) => report.failures.push(format!("virtual servers, addresses and sets: {error}")),
     }
+    if let Some(kernel) = &mut kernel {
+        let tables = nftables_tables(kernel);
+        report.failures.extend(tables.failures);
+        report.removed.push(format!("{} tables of nftables mode", tables.removed.len()));
+    }
     if !report.failures.is_empty() {
-        bail!("not everything could be removed: {}", report.failures.join("; "));
+        bail!("encountered an error while tearing down rules: {}", report.failures.join("; "));
     }
     Ok(format!("removed: {}\n", report.removed.join("; ")))
 }
@@ -62,9 +76,36 @@ fn remains_of_ipvs(config: &IpvsConfig) -> Result<BalancingRemoved, netlink::Err
     Ok(removed)
 }
 
-/// Once the mode's own things are in force: removes what another mode had beside rules, and addresses that were made
-/// local in another way. Rules are removed by the sync, which knows them all.
-pub fn remove_other_modes(config: &RuleConfig) {
+/// Deletes the tables of nftables mode, whole: nothing else is in them.
+fn nftables_tables(kernel: &mut NftKernel) -> Report {
+    let mut report = Report::default();
+    for (family, name) in [(Family::Ipv4, "ip"), (Family::Ipv6, "ip6")] {
+        let table = format!("{name} {NFTABLES_TABLE}");
+        match kernel.delete_table(family, NFTABLES_TABLE) {
+            Ok(true) => report.removed.push(table),
+            // The process is about to end: the next start makes up for it.
+            Ok(false) | Err(netlink::Error::Stopped) => {}
+            Err(error) => report.failures.push(format!("table {table}: {error}")),
+        }
+    }
+    report
+}
+
+/// Once the mode's own things are in force: removes what another mode had. That is the tables of nftables mode, what ipvs
+/// mode had beside rules, and addresses that were made local in another way; the rules of iptables and ipvs mode are
+/// removed by the sync, which knows them all.
+pub fn remove_other_modes(kernel: &mut NftKernel, config: &RuleConfig) {
+    let tables = nftables_tables(kernel);
+    if !tables.removed.is_empty() {
+        tracing::info!("removed what nftables mode left: tables {}", tables.removed.join(", "));
+    }
+    for failure in tables.failures {
+        tracing::warn!("of what nftables mode left, this could not be removed: {failure}");
+    }
+    remove_other_balancing(config);
+}
+
+fn remove_other_balancing(config: &RuleConfig) {
     let removed = match (config.mode, config.ipvs.local_addresses) {
         (Mode::Iptables, _) => remains_of_ipvs(&config.ipvs).map(|removed| {
             removed.failures().for_each(|failure| tracing::warn!("of what ipvs mode left, this could not be removed: {failure}"));

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 
+use super::latency::Latency;
 use super::pace::{Pace, Work};
 use super::repair::{Drift, Repairs};
 use super::retry::Retry;
 use super::upkeep::Upkeep;
-use crate::model::{Changes, ObjectKey};
+use crate::model::{Changes, ObjectKey, Trigger};
 use crate::net::Family;
 use crate::netlink::address::DeviceChange;
 use crate::netlink::{self, Kernel};
@@ -30,12 +32,13 @@ pub struct Paced {
     last: Option<Summary>,
     /// Of virtual servers, in ipvs mode.
     upkeep: Upkeep,
+    latency: Latency,
 }
 
 impl Paced {
     pub fn new(sync: FamilySync, upkeep: Upkeep) -> Self {
         let (changes, repairs) = (Changes::default(), Repairs::default());
-        Self { sync, changes, repairs, retry: Retry::default(), last: None, upkeep }
+        Self { sync, changes, repairs, retry: Retry::default(), last: None, upkeep, latency: Latency::since(Timestamp::now()) }
     }
 
     pub fn family(&self) -> Family {
@@ -63,6 +66,11 @@ impl Paced {
 
     pub fn note(&mut self, changes: &Changes) {
         self.changes.merge(changes.clone());
+    }
+
+    /// Notes when what changed happened.
+    pub fn happened(&mut self, triggers: &[Trigger]) {
+        self.latency.note(self.family(), triggers);
     }
 
     /// Notes what others did. Before the first sync it is nothing: that one reads everything.
@@ -198,6 +206,11 @@ impl Paced {
         match &outcome {
             Ok(summary) => {
                 self.succeeded(*summary, started.elapsed(), health);
+                // A repair sends what a failed sync left to do as well; what still waits here it does not.
+                if self.changes.is_empty() {
+                    let refused: Vec<_> = self.sync.left_out().map(|(service, _)| service.clone()).collect();
+                    self.latency.in_force(self.sync.family(), &refused, metrics);
+                }
                 if let Some(servers) = self.sync.servers() {
                     self.upkeep.synced(self.sync.family(), servers, summary.operations, metrics);
                 }
@@ -313,6 +326,58 @@ mod tests {
         let repairs = r#"sluice_drift_repairs_total{cause="audit",ip_family="IPv4"}"#;
         assert_eq!(bench.count(repairs).as_deref(), Some("1"));
         assert!(bench.run().is_none());
+    }
+
+    #[test]
+    fn what_happened_since_the_start_is_measured_when_it_is_in_force() {
+        let mut bench = Bench::new();
+        let hour = Duration::from_hours(1);
+        let now = Timestamp::now();
+        let told = |family, at| Trigger { service: ObjectKey::new("shop", "web"), family, at };
+        let triggers = vec![
+            told(Family::Ipv4, now - hour), // before the start
+            told(Family::Ipv4, now),
+            told(Family::Ipv4, now + hour), // a clock that is ahead
+            told(Family::Ipv6, now),
+        ];
+        let node = Node { addresses: vec![[192, 0, 2, 7].into()], ..Node::default() };
+        bench.config.node_port_addresses = NodePortAddresses::Primary;
+        let changes = bench.state.apply(Event::Nodes(vec![(ObjectKey::new("", "node-a"), node)]));
+        bench.paced.note(&changes);
+        bench.paced.happened(&triggers);
+        let count = |bench: &Bench, what: &str| {
+            bench.count(&format!("kubeproxy_network_programming_duration_seconds_{what}{{ip_family=\"IPv4\"}}"))
+        };
+        bench.kernel.fail_next_commit(netlink::Error::HandlesUnknown);
+        bench.run().unwrap().unwrap_err();
+        assert_eq!(count(&bench, "count"), None, "not in force");
+        bench.paced.retry = Retry::default();
+        bench.run().unwrap().unwrap();
+        assert_eq!(count(&bench, "count").as_deref(), Some("2"));
+        let sum: f64 = count(&bench, "sum").unwrap().parse().unwrap();
+        assert!((0.0..60.0).contains(&sum), "{sum}");
+    }
+
+    /// Changes wait for as long as the last sync took, a repair does not.
+    #[test]
+    fn what_a_repair_makes_up_for_is_measured_then() {
+        let mut bench = Bench::new();
+        let node = Node { addresses: vec![[192, 0, 2, 7].into()], ..Node::default() };
+        bench.config.node_port_addresses = NodePortAddresses::Primary;
+        let changes = bench.state.apply(Event::Nodes(vec![(ObjectKey::new("", "node-a"), node)]));
+        bench.paced.note(&changes);
+        let (service, at) = (ObjectKey::new("shop", "web"), Timestamp::now());
+        bench.paced.happened(&[Trigger { service, family: Family::Ipv4, at }]);
+        bench.kernel.fail_next_commit(netlink::Error::HandlesUnknown);
+        bench.run().unwrap().unwrap_err();
+        bench.paced.retry = Retry::default();
+        let ended = Instant::now().checked_sub(Duration::from_millis(100)).unwrap();
+        bench.pace.synced(ended.checked_sub(Duration::from_secs(5)).unwrap(), ended, true);
+        bench.paced.audit(false, Instant::now(), &bench.metrics);
+        assert!(bench.run().unwrap().unwrap().operations > 0);
+        assert!(bench.run().is_none() && !bench.paced.is_due(), "all is in force");
+        let count = "kubeproxy_network_programming_duration_seconds_count{ip_family=\"IPv4\"}";
+        assert_eq!(bench.count(count).as_deref(), Some("1"));
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! What the node offers, found out and set right once before anything is programmed.
 
-use std::path::Path;
-
 use anyhow::Context as _;
 
-use super::ipvs_ground;
+use super::preparation::Preparation;
+use super::{conntrack_ground, ipvs_ground};
 use crate::config::{Config, Mode};
 use crate::net::Family;
 use crate::netlink::nfacct::Counters;
@@ -12,7 +11,7 @@ use crate::netlink::{self, NftKernel};
 use crate::render::names::{NFACCT_INVALID, NFACCT_LOCALHOST};
 use crate::render::{KernelFacts, wants_route_localnet};
 use crate::serve::metrics::PacketCounters;
-use crate::sysctl::{self, Setting};
+use crate::sysctl::{Root, Setting};
 
 /// What there is to stand on.
 #[derive(Clone, Debug)]
@@ -22,32 +21,44 @@ pub struct Ground {
     pub facts: KernelFacts,
 }
 
-const ROUTE_LOCALNET: Setting = Setting {
-    name: "net.ipv4.conf.all.route_localnet",
-    value: "1",
-    purpose: "node ports do not answer on 127.0.0.1 (--iptables-localhost-nodeports=false does without)",
-};
+fn route_localnet() -> Setting {
+    let purpose = "node ports do not answer on 127.0.0.1 (--iptables-localhost-nodeports=false does without)";
+    Setting { name: "net.ipv4.conf.all.route_localnet", value: "1".into(), purpose }
+}
 
-const BE_LIBERAL: &str = "net.netfilter.nf_conntrack_tcp_be_liberal";
-
-/// Looks at the node and sets what has to be set. What cannot be set is said and done without.
-pub fn prepare(config: &Config, kernel: &mut NftKernel) -> anyhow::Result<Ground> {
-    let families = usable_families(kernel)?;
+/// Looks at the node and sets what has to be set. What cannot be set is said and done without, unless the mode would not
+/// work, or setting it is all that is asked for (`--init-only`).
+pub fn prepare(config: &Config, kernel: &mut NftKernel, root: Root) -> anyhow::Result<Ground> {
+    let families = usable_families(kernel, &root)?;
     let mode = config.rules.mode;
+    let mut preparation = Preparation::new(root);
+    conntrack_ground::prepare(&config.conntrack, &mut preparation);
     match mode {
-        Mode::Iptables if wants_route_localnet(&config.rules) && families.contains(&Family::Ipv4) => ensure(ROUTE_LOCALNET),
+        Mode::Iptables if wants_route_localnet(&config.rules) && families.contains(&Family::Ipv4) => {
+            preparation.ensure(route_localnet());
+        }
         Mode::Iptables => {}
-        Mode::Ipvs => ipvs_ground::prepare(&config.rules.ipvs, &families)?,
+        Mode::Ipvs => ipvs_ground::prepare(&config.rules.ipvs, &families, &mut preparation)?,
     }
-    if config.tcp_be_liberal {
-        let purpose = "conntrack marks packets outside the TCP window INVALID, and the proxy drops those";
-        ensure(Setting { name: BE_LIBERAL, value: "1", purpose });
-    }
+    preparation.conclude(mode, config.init_only)?;
     // Rules of ipvs mode count nothing, and pass INVALID packets.
     let counts = mode == Mode::Iptables;
-    let facts = KernelFacts { nfacct: counts && has_counters(), tcp_be_liberal: is_liberal() };
+    let tcp_be_liberal = conntrack_ground::is_liberal(&preparation.root);
+    let facts = KernelFacts { nfacct: counts && has_counters(), tcp_be_liberal };
     tell(mode, &families, facts);
     Ok(Ground { families, facts })
+}
+
+/// `--init-only`: everything that takes more privilege than to program rules does, for a proxy that is started without.
+pub fn initialize(config: &Config, root: Root) -> anyhow::Result<()> {
+    let mut kernel = NftKernel::open().context("program rules")?;
+    prepare(config, &mut kernel, root)?;
+    if config.rules.mode == Mode::Ipvs {
+        // Loads what keeps sets.
+        ipvs_ground::balancer(&config.rules.ipvs)?;
+    }
+    tracing::info!("System initialized and --init-only specified");
+    Ok(())
 }
 
 /// What rules will be like on this node, in a line.
@@ -63,19 +74,13 @@ fn tell(mode: Mode, families: &[Family], facts: KernelFacts) {
     tracing::info!("this node's kernel takes {families} rules; {counters} nfacct counters; INVALID packets are {invalid}");
 }
 
-pub(super) fn ensure(setting: Setting) {
-    if let Err(error) = setting.ensure() {
-        tracing::warn!("{:#}", anyhow::Error::new(error));
-    }
-}
-
 /// A family that is switched off, or that the kernel has no rules for, is left out; none left is fatal.
-fn usable_families(kernel: &mut NftKernel) -> anyhow::Result<Vec<Family>> {
+fn usable_families(kernel: &mut NftKernel, root: &Root) -> anyhow::Result<Vec<Family>> {
     let mut usable = Vec::new();
     let mut refused = None;
     for family in Family::ALL {
         if family == Family::Ipv6
-            && let Some(why) = ipv6_is_off()
+            && let Some(why) = ipv6_is_off(root)
         {
             tracing::info!("IPv6 is switched off on this node ({why}): IPv4 alone is programmed");
             continue;
@@ -94,17 +99,12 @@ fn usable_families(kernel: &mut NftKernel) -> anyhow::Result<Vec<Family>> {
     }
 }
 
-fn ipv6_is_off() -> Option<&'static str> {
-    if !Path::new("/proc/net/if_inet6").exists() {
+fn ipv6_is_off(root: &Root) -> Option<&'static str> {
+    if !root.exists("proc/net/if_inet6") {
         return Some("/proc/net/if_inet6 is missing");
     }
-    let disabled = sysctl::read("net.ipv6.conf.all.disable_ipv6").is_ok_and(|value| value == "1");
+    let disabled = root.sysctl("net.ipv6.conf.all.disable_ipv6").is_ok_and(|value| value == "1");
     disabled.then_some("net.ipv6.conf.all.disable_ipv6 is 1")
-}
-
-/// Unreadable (conntrack is not there yet): as good as off, which only means one more rule.
-fn is_liberal() -> bool {
-    sysctl::read(BE_LIBERAL).is_ok_and(|value| value != "0")
 }
 
 /// Makes the packet counters that rules feed, where the kernel has such a thing.

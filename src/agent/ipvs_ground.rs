@@ -1,86 +1,91 @@
 //! What ipvs mode stands on: IPVS itself with the scheduler that is asked for, its timeouts, and the settings of the kernel
 //! (behaviour.md §4.1). Those in `/proc/sys/net/ipv4/vs` are there only once IPVS is.
 
+use std::borrow::Cow;
+
 use anyhow::Context as _;
 
-use super::ground::ensure;
+use super::preparation::Preparation;
 use crate::config::{IpvsConfig, LocalAddresses, Timeouts};
 use crate::net::Family;
 use crate::netlink::ipvs::VirtualServers;
 use crate::netlink::link::Style;
 use crate::netlink::{Balancer, NodeBalancer};
-use crate::sysctl::{self, Setting};
+use crate::sysctl::{Root, Setting};
 
 /// Without it nothing that goes through IPVS comes by POSTROUTING's rules: to go on would be a node where some Services
 /// answer and others do not.
-const CONNTRACK: Setting = Setting {
-    name: "net.ipv4.vs.conntrack",
-    value: "1",
-    purpose: "connections through IPVS are not tracked, so none is masqueraded and answers do not find back",
-};
+const CONNTRACK: Setting = setting(
+    "net.ipv4.vs.conntrack",
+    "1",
+    "connections through IPVS are not tracked, so none is masqueraded and answers do not find back",
+);
 
-const CONN_REUSE_MODE: Setting = Setting {
-    name: "net.ipv4.vs.conn_reuse_mode",
-    value: "0",
-    purpose: "a connection from a port that its client used shortly before loses its first packet, and waits a second",
-};
+const CONN_REUSE_MODE: Setting = setting(
+    "net.ipv4.vs.conn_reuse_mode",
+    "0",
+    "a connection from a port that its client used shortly before loses its first packet, and waits a second",
+);
 
-const EXPIRE_NODEST_CONN: Setting = Setting {
-    name: "net.ipv4.vs.expire_nodest_conn",
-    value: "1",
-    purpose: "clients go on sending to an endpoint that is gone until their connection times out",
-};
+const EXPIRE_NODEST_CONN: Setting = setting(
+    "net.ipv4.vs.expire_nodest_conn",
+    "1",
+    "clients go on sending to an endpoint that is gone until their connection times out",
+);
 
-const EXPIRE_QUIESCENT_TEMPLATE: Setting = Setting {
-    name: "net.ipv4.vs.expire_quiescent_template",
-    value: "1",
-    purpose: "session affinity sends new connections to endpoints that are being removed",
-};
+const EXPIRE_QUIESCENT_TEMPLATE: Setting = setting(
+    "net.ipv4.vs.expire_quiescent_template",
+    "1",
+    "session affinity sends new connections to endpoints that are being removed",
+);
 
-const IP_FORWARD: Setting = Setting {
-    name: "net.ipv4.ip_forward",
-    value: "1",
-    purpose: "IPv4 packets from and to pods and outside clients are not forwarded",
-};
+const IP_FORWARD: Setting =
+    setting("net.ipv4.ip_forward", "1", "IPv4 packets from and to pods and outside clients are not forwarded");
 
-const ARP_IGNORE: Setting = Setting {
-    name: "net.ipv4.conf.all.arp_ignore",
-    value: "1",
-    purpose: "the node answers ARP requests for the addresses of virtual servers (--ipvs-strict-arp=false lets it)",
-};
+const ARP_IGNORE: Setting = setting(
+    "net.ipv4.conf.all.arp_ignore",
+    "1",
+    "the node answers ARP requests for the addresses of virtual servers (--ipvs-strict-arp=false lets it)",
+);
 
-const ARP_ANNOUNCE: Setting = Setting {
-    name: "net.ipv4.conf.all.arp_announce",
-    value: "2",
-    purpose: "the node's ARP requests may name addresses of virtual servers as its own (--ipvs-strict-arp=false lets them)",
-};
+const ARP_ANNOUNCE: Setting = setting(
+    "net.ipv4.conf.all.arp_announce",
+    "2",
+    "the node's ARP requests may name addresses of virtual servers as its own (--ipvs-strict-arp=false lets them)",
+);
+
+const fn setting(name: &'static str, value: &'static str, purpose: &'static str) -> Setting {
+    Setting { name, value: Cow::Borrowed(value), purpose }
+}
 
 const IPV6_FORWARDING: &str = "net.ipv6.conf.all.forwarding";
 const RELEASE: &str = "kernel.osrelease";
 
-/// Looks whether IPVS is there, and sets what has to be set. What cannot be set is said and done without, but for the one
-/// thing that all depends on.
-pub fn prepare(config: &IpvsConfig, families: &[Family]) -> anyhow::Result<()> {
+/// Looks whether IPVS is there, and sets what has to be set.
+pub fn prepare(config: &IpvsConfig, families: &[Family], preparation: &mut Preparation) -> anyhow::Result<()> {
     const WHAT: &str = "prepare the node for ipvs mode";
     let mut ipvs = VirtualServers::open().context(WHAT)?;
     ipvs.probe_scheduler(config.scheduler).context(WHAT)?;
-    set_timeouts(&mut ipvs, config.timeouts);
-    CONNTRACK.ensure().context(WHAT)?;
-    reuse_connections();
-    settings(config, families).into_iter().for_each(ensure);
+    set_timeouts(&mut ipvs, config.timeouts, preparation);
+    preparation.require(CONNTRACK);
+    reuse_connections(preparation);
+    for setting in settings(config, families) {
+        preparation.ensure(setting);
+    }
     if families.contains(&Family::Ipv6) {
-        warn_of_ipv6_forwarding();
+        warn_of_ipv6_forwarding(&preparation.root);
     }
     Ok(())
 }
 
-fn set_timeouts(ipvs: &mut VirtualServers, timeouts: Timeouts) {
+fn set_timeouts(ipvs: &mut VirtualServers, timeouts: Timeouts, preparation: &mut Preparation) {
     let Timeouts { tcp, tcp_fin, udp } = timeouts;
     if [tcp, tcp_fin, udp].iter().all(Option::is_none) {
         return;
     }
     if let Err(error) = ipvs.set_timeouts(tcp, tcp_fin, udp) {
-        tracing::warn!(%error, "--ipvs-tcp-timeout, --ipvs-tcpfin-timeout and --ipvs-udp-timeout are not in force, the kernel's are");
+        let flags = "--ipvs-tcp-timeout, --ipvs-tcpfin-timeout and --ipvs-udp-timeout";
+        preparation.complain(format!("{flags} are not in force, the kernel's are: {error}"));
     }
 }
 
@@ -104,11 +109,13 @@ fn settings(config: &IpvsConfig, families: &[Family]) -> Vec<Setting> {
     settings
 }
 
-fn reuse_connections() {
-    let release = sysctl::read(RELEASE);
+fn reuse_connections(preparation: &mut Preparation) {
+    let release = preparation.root.sysctl(RELEASE);
     match release.as_ref().map(|release| (release, reuse_mode(release))) {
         Ok((_, Some(ReuseMode::Unneeded))) => {}
-        Ok((_, Some(ReuseMode::Off))) => ensure(CONN_REUSE_MODE),
+        Ok((_, Some(ReuseMode::Off))) => {
+            preparation.ensure(CONN_REUSE_MODE);
+        }
         Ok((release, Some(ReuseMode::Missing))) => tracing::error!(
             "kernel {release} is older than 4.1: a connection from a port that its client used shortly before goes where \
              the one before went, also to an endpoint that is gone"
@@ -153,8 +160,8 @@ fn version(release: &str) -> Option<(u32, u32)> {
 }
 
 /// To set it is the operator's decision: with it the node takes no more addresses and routes from router advertisements.
-fn warn_of_ipv6_forwarding() {
-    if sysctl::read(IPV6_FORWARDING).is_ok_and(|value| value == "0") {
+fn warn_of_ipv6_forwarding(root: &Root) {
+    if root.sysctl(IPV6_FORWARDING).is_ok_and(|value| value == "0") {
         tracing::warn!(
             "sysctl {IPV6_FORWARDING} is 0, and is left so: IPv6 answers of pods are not forwarded to clients outside of this node"
         );

@@ -15,6 +15,7 @@ use super::family::Paced;
 use super::flows::FlowLoop;
 use super::ground::Ground;
 use super::health_ports::HealthPorts;
+use super::incidents;
 use super::pace::Pace;
 use super::repair::Drift;
 use super::upkeep::Upkeep;
@@ -26,6 +27,7 @@ use crate::render;
 use crate::serve::http::{Shutdown, fired};
 use crate::serve::metrics::{EventKind, RepairCause};
 use crate::serve::{Health, ListenOn, Metrics, ServiceHealth};
+use crate::source::recorder::Recorder;
 use crate::sync::{FamilySync, Inputs, Summary};
 
 /// With `--once`, how often the kernel may refuse the rules before that is the result.
@@ -42,6 +44,7 @@ pub struct Reports {
     pub health: Health,
     pub metrics: Arc<Metrics>,
     pub service_health: ServiceHealth,
+    pub recorder: Recorder,
 }
 
 /// What the loop works on.
@@ -112,7 +115,7 @@ impl RuleLoop {
 
     /// Runs until `stop` fires; with `--once`, until everything is programmed, which it then sums up in a line. Fails
     /// then when Services had to be left out, once all others are programmed.
-    pub async fn run(mut self, events: &mut Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
+    pub async fn run(mut self, mut events: Receiver<Event>, stop: Shutdown) -> anyhow::Result<Option<String>> {
         let mut stopped = std::pin::pin!(fired(stop));
         let (drift, device) = (Arc::clone(&self.drift), Arc::clone(&self.device));
         loop {
@@ -153,10 +156,13 @@ impl RuleLoop {
         if changes.is_empty() {
             return;
         }
+        self.reports.metrics.model_sized(self.state.size());
         self.health_ports.update(&self.state, &changes);
         self.flows.note(&self.state, &changes);
+        let triggers = std::mem::take(&mut changes.triggers);
         for family in &mut self.families {
             family.note(&changes);
+            family.happened(&triggers);
             if self.begun {
                 self.reports.health.queued(family.family());
                 self.reports.metrics.sync_queued(family.family());
@@ -222,7 +228,9 @@ impl RuleLoop {
             let Some(wait) = self.missing()? else { return Ok(None) };
             let left = wait.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                self.tell_to_wait(left);
+                if self.state.received().nodes {
+                    self.tell_to_wait(left);
+                }
                 return Ok(Some(wait));
             }
             self.begin();
@@ -247,17 +255,24 @@ impl RuleLoop {
             let name = &self.config.node_name;
             tracing::warn!("wait for Node {name}: it did not come, going on without its zone and addresses");
         }
+        for doubt in render::doubts(&self.config.rules, &self.state, &self.ground.families) {
+            tracing::warn!("{doubt}");
+        }
         // Else a node whose very first rules are refused would be healthy for ever.
-        self.families.iter().for_each(|family| self.reports.health.queued(family.family()));
+        for family in &self.families {
+            self.reports.health.queued(family.family());
+            self.reports.metrics.sync_queued(family.family());
+        }
         let services = self.state.services().count();
         tracing::info!(services, node = %self.config.node_name, "the first complete lists are in, programming rules");
+        self.reports.recorder.record(incidents::starting(&self.config.node_name));
     }
 
     /// Is everything there that the first sync needs? `None`: no, and only an event can change that;
     /// otherwise the moment from which on the proxy does without what is missing.
     fn missing(&mut self) -> anyhow::Result<Option<Instant>> {
         let received = self.state.received();
-        if !(received.services && received.slices && received.nodes && received.addresses) {
+        if !(received.services && received.slices && received.addresses) {
             return Ok(None);
         }
         let now = Instant::now();
@@ -265,8 +280,13 @@ impl RuleLoop {
         let complete = *self.complete.get_or_insert(now);
         let name = &self.config.node_name;
         let waits = matches!(self.config.source, Source::Api { .. });
+        let needs_cidrs = self.config.rules.detect_local == DetectLocal::NodeCidr;
+        if !received.nodes {
+            // Perhaps Nodes may not be read, which the source tells of: the others' rules need not wait for that.
+            return Ok((waits && !needs_cidrs).then(|| complete + NODE_PATIENCE));
+        }
         let node = self.state.node();
-        if self.config.rules.detect_local == DetectLocal::NodeCidr && node.is_none_or(|n| n.pod_cidrs.is_empty()) {
+        if needs_cidrs && node.is_none_or(|n| n.pod_cidrs.is_empty()) {
             let end = complete + POD_CIDR_PATIENCE;
             if !waits || now >= end {
                 bail!("wait for the pod CIDRs of node {name}: it has none, and --detect-local-mode=NodeCIDR needs them");
@@ -361,7 +381,7 @@ impl RuleLoop {
     /// Everything is in force: what another mode had is removed, once.
     fn alone(&mut self) -> bool {
         if !std::mem::replace(&mut self.is_alone, true) {
-            tokio::task::block_in_place(|| remove_other_modes(&self.config.rules));
+            tokio::task::block_in_place(|| remove_other_modes(&mut self.kernel, &self.config.rules));
         }
         true
     }
