@@ -181,7 +181,7 @@ fn some_slice(i: u32, count: u32) -> sluice::model::EndpointSlice {
     slice(&name(i), some_endpoints(i, count))
 }
 
-/// Of the machine: what the README says beside the figures.
+/// Of the machine: what docs/performance.md says beside the figures.
 fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");

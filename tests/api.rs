@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use apiserver::{ApiServer, Break, WatchList};
 use scenario::{Cluster, Logs, NAMESPACE, NODE, Source, node, service, slice};
 use serde_json::{Value, json};
-use sluice::source::kube::{ApiOptions, Timing};
+use sluice::source::kube::{ApiOptions, Rate, Timing};
 
 fn timing() -> Timing {
     Timing {
@@ -23,7 +23,7 @@ fn timing() -> Timing {
 }
 
 fn options(server: &ApiServer) -> ApiOptions {
-    ApiOptions { kubeconfig: None, master: Some(server.url()), node_name: NODE.into(), timing: timing() }
+    ApiOptions { kubeconfig: None, master: Some(server.url()), node_name: NODE.into(), timing: timing(), ..ApiOptions::default() }
 }
 
 impl Cluster for ApiServer {
@@ -278,6 +278,38 @@ async fn the_first_change_after_an_outage_comes_within_two_seconds() {
 }
 
 #[tokio::test]
+async fn a_low_rate_is_kept_to_and_does_not_delay_a_return() {
+    let mut server = ApiServer::start();
+    server.put(service("web", 1, 80));
+    let begun = Instant::now();
+    let rate = Rate { per_second: 1.0, burst: 1 };
+    let mut source = Source::start(ApiOptions { rate, ..options(&server) });
+    source.listed().await;
+    // Three requests: the first at once.
+    assert!(begun.elapsed() > Duration::from_millis(1900), "{:?}", begun.elapsed());
+    server.stop();
+    let begun = Instant::now();
+    source.while_not("an outage", || begun.elapsed() > Duration::from_secs(3)).await;
+    server.put(service("web", 1, 81));
+    server.restart();
+    // The watches share what the rate has left: that of Services may be the third.
+    source.within(Duration::from_secs(4), "the change", |view| view.port_of("web") == 81).await;
+    assert_eq!(source.view.swaps, [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn pages_of_a_list_cost_nothing() {
+    let server = ApiServer::start();
+    server.set_watch_list(WatchList::Refused);
+    many(&server, 300);
+    let (rate, timing) = (Rate { per_second: 1.0, burst: 20 }, Timing { page: 5, ..timing() });
+    let begun = Instant::now();
+    Source::start(ApiOptions { rate, timing, ..options(&server) }).listed().await;
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?} for {} pages", begun.elapsed(), server.pages("services"));
+    assert_eq!(server.pages("services"), 60);
+}
+
+#[tokio::test]
 async fn a_server_that_is_away_at_first_is_waited_for() {
     let mut server = ApiServer::start();
     server.put(node(NODE, "z1"));
@@ -378,6 +410,23 @@ async fn a_token_that_was_rotated_is_read_anew() {
     server.put(service("web", 1, 80));
     source.within(Duration::from_secs(3), "a change", |view| view.port_of("web") == 80).await;
     assert_eq!(source.view.swaps, [1, 1, 1]);
+}
+
+#[tokio::test]
+async fn a_token_file_is_preferred_to_a_token_if_it_can_be_read() {
+    let server = ApiServer::start();
+    let kubeconfig = Kubeconfig::new("both", &server, "of-the-file");
+    let file = kubeconfig.0.join("config");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    config["users"][0]["user"]["token"] = "of-the-kubeconfig".into();
+    std::fs::write(&file, config.to_string()).unwrap();
+    let options = ApiOptions { kubeconfig: Some(file), master: None, ..options(&server) };
+    server.require_token("of-the-file");
+    Source::start(options.clone()).listed().await;
+    std::fs::remove_file(kubeconfig.0.join("token")).unwrap();
+    server.require_token("of-the-kubeconfig");
+    Source::start(options).listed().await;
+    assert!(server.requests().iter().all(|request| request.status != 401), "{:#?}", server.requests());
 }
 
 #[tokio::test]

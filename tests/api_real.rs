@@ -1,7 +1,7 @@
 //! The same stories against the real kube-apiserver and etcd, where `KUBEBUILDER_ASSETS` names the folder they are in
 //! (as setup-envtest prints it): what the source tells, and what rules the built `sluice` makes of it in a namespace,
-//! over TLS, with no more rights than kube-proxy has. Without the real ones the stories are told against our own
-//! API server only.
+//! over TLS, with no more rights than kube-proxy has; that its Events are taken, and what it says without those rights.
+//! Without the real ones the stories are told against our own API server only.
 
 #![allow(clippy::unwrap_used, reason = "test code: a panic is a failed test")]
 
@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use cluster::certificates::{Authority, pem};
 use cluster::kubeconfig::Kubeconfig;
+use cluster::objects::{cluster_ip, node as node_object, service, slices};
 use cluster::{ClusterNode, story};
 use kube::api::{
     Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams, TypeMeta,
@@ -25,15 +26,18 @@ use kube::config::KubeConfigOptions;
 use kube::{Client, Config};
 use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
-use scenario::{Cluster, NAMESPACE, NODE};
+use scenario::{Cluster, Logs, NAMESPACE, NODE, Source};
+use serde::Deserialize as _;
 use serde_json::Value;
-use sluice::source::kube::{ApiOptions, Timing};
+use sluice::source::kube::ApiOptions;
 use support::require_root;
 
 /// Of the one who writes objects.
 const ADMIN: &str = "token-of-the-admin";
 /// Of `system:kube-proxy`, to whom the API server itself grants what a proxy needs (`system:node-proxier`).
 const PROXY: &str = "token-of-the-proxy";
+/// Of somebody whom no role is bound to.
+const NOBODY: &str = "token-of-nobody";
 /// A cold kube-apiserver on a small machine.
 const READY: Duration = Duration::from_mins(2);
 
@@ -140,7 +144,7 @@ impl Drop for RealCluster {
 impl Cluster for RealCluster {
     fn options(&self) -> ApiOptions {
         let kubeconfig = Some(self.kubeconfig(PROXY).write(self.folder.join("proxy")));
-        ApiOptions { kubeconfig, master: None, node_name: NODE.into(), timing: Timing::default() }
+        ApiOptions { kubeconfig, master: None, node_name: NODE.into(), ..ApiOptions::default() }
     }
 
     async fn put(&self, object: Value) {
@@ -199,11 +203,12 @@ struct Resource {
 }
 
 impl Resource {
-    const ALL: [(&'static str, &'static str, &'static str, bool); 4] = [
+    const ALL: [(&'static str, &'static str, &'static str, bool); 5] = [
         ("", "Namespace", "namespaces", false),
         ("", "Node", "nodes", false),
         ("", "Service", "services", true),
         ("discovery.k8s.io", "EndpointSlice", "endpointslices", true),
+        ("events.k8s.io", "Event", "events", true),
     ];
 
     fn find(wanted: impl Fn(&str, &str) -> bool) -> Self {
@@ -234,7 +239,7 @@ fn write_credentials(folder: &Path, authority: &Authority) {
     let head = data_encoding::HEXLOWER.decode(b"3059301306072a8648ce3d020106082a8648ce3d030107034200").unwrap();
     let public = [head.as_slice(), pair.public_key().as_ref()].concat();
     let server = authority.server(&["127.0.0.1"]);
-    let tokens = format!("{ADMIN},admin,admin,\"system:masters\"\n{PROXY},system:kube-proxy,proxy\n");
+    let tokens = format!("{ADMIN},admin,admin,\"system:masters\"\n{PROXY},system:kube-proxy,proxy\n{NOBODY},nobody,nobody\n");
     let files = [
         ("sa.key", pem("PRIVATE KEY", pkcs8.as_ref())),
         ("sa.pub", pem("PUBLIC KEY", &public)),
@@ -317,4 +322,127 @@ fn the_rules_follow_the_real_api_server() {
             println!("{}", story::rules_follow(&mut cluster, &node, || node.start(&how)).await);
         });
     });
+}
+
+/// A Service of a load balancer that asks for its health on `port`, which cannot change afterwards.
+fn with_health_port(port: u16) -> Value {
+    let mut web = service("web", 1, 80);
+    web["spec"]["type"] = "LoadBalancer".into();
+    web["spec"]["externalTrafficPolicy"] = "Local".into();
+    web["spec"]["healthCheckNodePort"] = port.into();
+    web
+}
+
+/// The Event with this reason, once there is one that `is_wanted`.
+async fn event(cluster: &RealCluster, reason: &str, is_wanted: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + READY;
+    loop {
+        let events = cluster.list("events").await;
+        if let Some(event) = events.iter().find(|event| event["reason"] == reason && is_wanted(event)) {
+            return event.clone();
+        }
+        assert!(Instant::now() < deadline, "no such event {reason}: {events:#?}");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Of one Service, whose port another process has: told of, and counted when it happens again.
+async fn events_of_a_node(node: &ClusterNode) -> String {
+    let mut cluster = RealCluster::new(assets().unwrap(), "real-events").await;
+    let _taken = TcpListener::bind("0.0.0.0:31999").unwrap();
+    cluster.put(serde_json::json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})).await;
+    cluster.put(node_object("z1")).await;
+    cluster.put(with_health_port(31999)).await;
+    for slice in slices("web", &[5]) {
+        cluster.put(slice).await;
+    }
+    let mut sluice = node.start(&node.kubeconfig(&cluster.kubeconfig(PROXY)));
+    let starting = event(&cluster, "Starting", |_| true).await;
+    assert_eq!(starting["regarding"], serde_json::json!({"apiVersion": "v1", "kind": "Node", "name": "node-a"}));
+    assert_eq!((&starting["metadata"]["namespace"], &starting["type"]), (&"default".into(), &"Normal".into()));
+    assert_eq!((&starting["action"], &starting["reportingController"]), (&"StartKubeProxy".into(), &"kube-proxy".into()));
+    let reason = "FailedToStartServiceHealthcheck";
+    let closed = event(&cluster, reason, |_| true).await;
+    assert!(closed["series"].is_null() && closed["metadata"]["namespace"] == NAMESPACE, "{closed:#}");
+    assert!(closed["note"].as_str().unwrap().starts_with("node node-a failed to start healthcheck"), "{closed:#}");
+    cluster.delete("services", "web").await;
+    let deadline = Instant::now() + READY;
+    while node.rules().contains(&format!("{}/32", cluster_ip(1))) {
+        assert!(Instant::now() < deadline, "the Service stays");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // Its port is given up after its rules have gone.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.put(with_health_port(31999)).await;
+    let again = event(&cluster, reason, |event| event["series"]["count"] == 2).await;
+    assert_eq!(again["metadata"]["uid"], closed["metadata"]["uid"]);
+    assert!(sluice.is_running());
+    cluster.stop().await;
+    sluice.stop()
+}
+
+#[test]
+fn the_real_api_server_takes_events_from_a_node_proxier() {
+    if assets().is_none() || !require_root("the_real_api_server_takes_events_from_a_node_proxier") {
+        return;
+    }
+    let node = ClusterNode::new("real-events");
+    node.namespace.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let log = runtime.block_on(events_of_a_node(&node));
+        assert!(!log.contains("HTTP 403"), "{log}");
+    });
+}
+
+#[tokio::test]
+async fn a_role_that_is_not_bound_is_named() {
+    let Some(assets) = assets() else { return };
+    let (logs, _guard) = Logs::capture();
+    let cluster = RealCluster::new(assets, "real-nobody").await;
+    let kubeconfig = Some(cluster.kubeconfig(NOBODY).write(cluster.folder.join("nobody")));
+    let mut source = Source::start(ApiOptions { kubeconfig, node_name: NODE.into(), ..ApiOptions::default() });
+    for resource in ["services", "endpointslices", "nodes"] {
+        let hint = format!("the verbs list and watch on {resource} are needed");
+        source.while_not("the right that is missing", || logs.count(&hint) == 1).await;
+        let told = format!("cannot watch resource {resource:?}");
+        assert_eq!(logs.count(&told), 1, "{}", logs.text());
+    }
+    assert_eq!(source.view.swaps, [0, 0, 0]);
+}
+
+/// As `kubectl apply --server-side --validate=strict` does.
+async fn apply_strictly(client: &Client, object: &Value) -> Result<(), kube::Error> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let types = TypeMeta { api_version: text(&object["apiVersion"]), kind: text(&object["kind"]) };
+    let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(types).unwrap());
+    let api: Api<DynamicObject> = match object["metadata"]["namespace"].as_str() {
+        Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
+        None => Api::all_with(client.clone(), &resource),
+    };
+    let how = PatchParams::apply("sluice-test").force().validation_strict();
+    api.patch(&text(&object["metadata"]["name"]), &how, &Patch::Apply(object)).await.map(drop)
+}
+
+/// Those that the chart makes, with the defaults of the server's own admission.
+#[tokio::test]
+async fn the_real_api_server_takes_the_manifests() {
+    let Some(assets) = assets() else { return };
+    let cluster = RealCluster::new(assets, "real-manifests").await;
+    let client = cluster.client().await;
+    for text in [include_str!("../deploy/sluice-iptables.yaml"), include_str!("../deploy/sluice-ipvs.yaml")] {
+        let objects: Vec<Value> = serde_norway::Deserializer::from_str(text).map(|it| Value::deserialize(it).unwrap()).collect();
+        let objects: Vec<_> = objects.into_iter().filter(|object| !object.is_null()).collect();
+        assert_eq!(objects.len(), 4, "{objects:#?}");
+        for object in &objects {
+            let deadline = Instant::now() + Duration::from_secs(30);
+            // A server just started still makes kube-system and its priority classes.
+            while let Err(error) = apply_strictly(&client, object).await {
+                assert!(Instant::now() < deadline, "{object:#}: {error}");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        }
+        let mut mistaken = objects.iter().find(|object| object["kind"] == "DaemonSet").unwrap().clone();
+        mistaken["spec"]["template"]["spec"]["hostNetwrk"] = true.into();
+        assert!(apply_strictly(&client, &mistaken).await.is_err(), "it is strict");
+    }
 }

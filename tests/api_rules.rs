@@ -23,6 +23,9 @@ use sluice::source::kube::ApiOptions;
 use support::proxy::{BINARY, Sluice, common_flags};
 use support::{PATIENCE, require_root, wait_until};
 
+/// More than a proxy waits for a Node that does not come, and than it waits between two tries.
+const NODE_PATIENCE: Duration = Duration::from_secs(45);
+
 /// Our server and the node it serves.
 struct Ours<'a> {
     node: &'a ClusterNode,
@@ -146,9 +149,42 @@ fn slices_that_are_late_are_waited_for() {
 }
 
 #[test]
+fn services_that_may_not_be_read_program_nothing() {
+    let refused = |s: &ApiServer| s.requests().iter().filter(|r| r.status == 403).count() >= 3;
+    withheld("api-no-services", |s| s.forbid("services", true), refused, |s| s.forbid("services", false));
+}
+
+#[test]
 fn a_node_list_that_is_refused_is_waited_for() {
     let refused = |s: &ApiServer| s.requests().iter().filter(|r| r.status == 403).count() >= 3;
     withheld("api-no-nodes", |s| s.forbid("nodes", true), refused, |s| s.forbid("nodes", false));
+}
+
+#[test]
+fn a_node_that_may_not_be_read_is_done_without_and_taken_in_later() {
+    if !require_root("a_node_that_may_not_be_read_is_done_without_and_taken_in_later") {
+        return;
+    }
+    let cluster_node = ClusterNode::new("api-node-forbidden");
+    let ours = Ours::new(&cluster_node);
+    let mut web = service("web", 1, 80);
+    web["spec"]["trafficDistribution"] = json!("PreferSameZone");
+    ours.put([web, node("z1")]);
+    ours.put(hinted());
+    ours.server.forbid("nodes", true);
+    let sluice = ours.start();
+    wait_for_line(&sluice, &["WARN", "nodes: HTTP 403", "this node's zone", "list and watch on nodes", "system:node-proxier"]);
+    cluster_node.assert_untouched();
+    wait_until("rules without a node", NODE_PATIENCE, || cluster_node.all(|rules| rules.contains("-j KUBE-SERVICES")));
+    let without_node: Vec<_> = ours.objects().into_iter().filter(|object| object["kind"] != "Node").collect();
+    cluster_node.wait_for_rules_of("without a node", PATIENCE, &without_node);
+    wait_for_line(&sluice, &["WARN", "wait for Node node-a: it did not come"]);
+    ours.server.forbid("nodes", false);
+    // The longest pause between two tries.
+    cluster_node.wait_for_rules_of("with its node", NODE_PATIENCE, &ours.objects());
+    let log = sluice.stop();
+    assert_eq!(count_lines(&log, &["HTTP 403"]), 1, "{log}");
+    assert_eq!(count_lines(&log, &["nodes: works again"]), 1, "{log}");
 }
 
 #[test]

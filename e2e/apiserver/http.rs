@@ -11,7 +11,7 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, USER_AGENT};
-use hyper::{Method, Response, StatusCode};
+use hyper::{Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -21,21 +21,28 @@ use tokio_rustls::TlsAcceptor;
 use super::selector::Selector;
 use super::store::{Gone, Page, Resource};
 use super::stream::{Wanted, Watch, flushed_before};
-use super::{Break, Request, Shared, State, WatchList};
+use super::{Break, Request, Shared, State, WatchList, events, rbac};
 
 type Body = UnsyncBoxBody<Bytes, io::Error>;
 
 /// A refusal: code, reason, message.
-struct Refusal {
+#[derive(Debug)]
+pub struct Refusal {
     code: u16,
     reason: &'static str,
     message: String,
+    /// Of what and by which name, where the refusal is about a resource.
+    details: Value,
     retry_after: Option<u32>,
 }
 
 impl Refusal {
-    fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), retry_after: None }
+    pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), details: json!({}), retry_after: None }
+    }
+
+    pub fn about(self, details: Value) -> Self {
+        Self { details, ..self }
     }
 }
 
@@ -85,35 +92,54 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Arc<Shared>) {
-    let service = hyper::service::service_fn(|request| async move { Ok::<_, Infallible>(answer(&request, shared).await) });
+    let service = hyper::service::service_fn(|request| async move { Ok::<_, Infallible>(answer(request, shared).await) });
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-async fn answer(request: &hyper::Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
+async fn answer(request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
     let mut ticks = shared.ticks.subscribe();
-    let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
-    // While stalled, not even a refusal is sent.
-    let _ = ticks.wait_for(|_| shared.state().answers(resource)).await;
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+    let (authorization, content_type) = (header(AUTHORIZATION), header(CONTENT_TYPE));
     let mut seen = Request {
+        method: request.method().to_string(),
         path: request.uri().path().to_owned(),
         query: query(request.uri().query().unwrap_or_default()),
         user_agent: header(USER_AGENT),
         status: 200,
     };
-    let admitted = admit(&mut shared.state(), &header(AUTHORIZATION));
-    let result = admitted
-        .and_then(|()| if request.method() == Method::GET { Ok(()) } else { Err(not_allowed(request.method())) })
-        .and_then(|()| permit(&seen, &shared.state()))
-        .and_then(|()| route(&seen, shared));
+    let resource = seen.attributes().map(|attributes| attributes.resource.to_owned()).unwrap_or_default();
+    // While stalled, not even a refusal is sent.
+    let _ = ticks.wait_for(|_| shared.state().answers(&resource)).await;
+    let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let admitted = admit(&mut shared.state(), &authorization);
+    let result = admitted.and_then(|()| rbac::permit(&seen, &shared.state())).and_then(|()| match seen.method.as_str() {
+        "GET" => route(&seen, shared),
+        _ => write(&seen, &content_type, &body, shared),
+    });
     let response = result.unwrap_or_else(refuse);
     seen.status = response.status().as_u16();
     shared.change(|state| state.requests.push(seen));
     response
 }
 
-fn not_allowed(method: &Method) -> Refusal {
-    Refusal::new(405, "MethodNotAllowed", format!("{method} is not served here"))
+/// Of all there is, Events alone are written over HTTP.
+fn write(request: &Request, content_type: &str, body: &[u8], shared: &Arc<Shared>) -> Result<Response<Body>, Refusal> {
+    let namespace = request.path.strip_prefix("/apis/events.k8s.io/v1/namespaces/").and_then(|rest| rest.split_once("/events"));
+    let bad = |error: serde_json::Error| Refusal::new(400, "BadRequest", error.to_string());
+    match (request.method.as_str(), namespace) {
+        ("POST", Some((namespace, ""))) => {
+            let object = serde_json::from_slice(body).map_err(bad)?;
+            let created = shared.change(|state| events::create(&mut state.store, namespace, object))?;
+            Ok(response(StatusCode::CREATED, full(created.to_string())))
+        }
+        ("PATCH", Some((namespace, name))) if content_type == "application/merge-patch+json" => {
+            let patch = serde_json::from_slice(body).map_err(bad)?;
+            let name = name.trim_start_matches('/');
+            let patched = shared.change(|state| events::patch(&mut state.store, namespace, name, &patch))?;
+            Ok(json_response(&patched))
+        }
+        _ => Err(Refusal::new(405, "MethodNotAllowed", format!("{} is not served here", request.method))),
+    }
 }
 
 fn admit(state: &mut State, authorization: &str) -> Result<(), Refusal> {
@@ -124,16 +150,6 @@ fn admit(state: &mut State, authorization: &str) -> Result<(), Refusal> {
     failing.requests -= 1;
     let message = format!("failed on demand, {} more", failing.requests);
     Err(Refusal { retry_after: failing.retry_after, ..Refusal::new(failing.code, "OnDemand", message) })
-}
-
-/// As the authorizer of role bindings says it.
-fn permit(request: &Request, state: &State) -> Result<(), Refusal> {
-    let Some(resource) = state.forbidden.iter().find(|resource| request.is_of(resource)) else { return Ok(()) };
-    let group = request.path.strip_prefix("/apis/").and_then(|rest| rest.split('/').next()).unwrap_or_default();
-    let verb = if request.is_watch() { "watch" } else { "list" };
-    let subject = r#"User "system:serviceaccount:kube-system:sluice""#;
-    let what = format!(r#"cannot {verb} resource "{resource}" in API group "{group}" at the cluster scope"#);
-    Err(Refusal::new(403, "Forbidden", format!("{resource} is forbidden: {subject} {what}")))
 }
 
 fn route(request: &Request, shared: &Arc<Shared>) -> Result<Response<Body>, Refusal> {
@@ -244,9 +260,9 @@ fn list(page: Page, resource: &Resource, broken: Option<(usize, Break)>) -> Resp
 }
 
 fn refuse(refusal: Refusal) -> Response<Body> {
-    let Refusal { code, reason, message, retry_after } = refusal;
+    let Refusal { code, reason, message, details, retry_after } = refusal;
     let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code});
+        "message": message, "reason": reason, "details": details, "code": code});
     let mut response = response(StatusCode::from_u16(code).unwrap(), full(status.to_string()));
     if let Some(seconds) = retry_after {
         response.headers_mut().insert(RETRY_AFTER, seconds.into());

@@ -2,16 +2,19 @@
 //!
 //! It answers as kube-apiserver does where a client can tell: pages with continue tokens, watches from a
 //! position, bookmarks, watch-list, 410 after compaction, selectors that turn a mismatch into a deletion.
-//! Objects are plain JSON and are not validated, so that malformed ones can be stored. Objects are
-//! written through the [`ApiServer`] handle only, not over HTTP. HTTP, or TLS where it is
-//! given certificates, on a listener that may belong to another network namespace.
+//! Objects are plain JSON and are not validated, so that malformed ones can be stored. They are written
+//! through the [`ApiServer`] handle, but for Events: those come over HTTP and are judged as kube-apiserver
+//! judges them. HTTP, or TLS where it is given certificates, on a listener that may belong to another
+//! network namespace. Who asks may be held to rules as RBAC has them.
 //!
 //! Used by `#[path = "../e2e/apiserver/mod.rs"] mod apiserver;`. It uses nothing of sluice.
 
 #![allow(dead_code, reason = "each test file uses its own part of it")]
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "test code: a panic is a failed test")]
 
+mod events;
 mod http;
+mod rbac;
 mod selector;
 mod store;
 mod stream;
@@ -26,8 +29,18 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
+pub use rbac::Rule;
 use selector::Selector;
 use store::Store;
+
+/// What kube-proxy may do in a cluster: the role `system:node-proxier` of Kubernetes 1.36.
+pub const NODE_PROXIER: &[Rule] = &[
+    Rule { groups: &[""], resources: &["services", "endpoints"], verbs: &["list", "watch"] },
+    Rule { groups: &[""], resources: &["nodes"], verbs: &["get", "list", "watch"] },
+    Rule { groups: &["", "events.k8s.io"], resources: &["events"], verbs: &["create", "patch", "update"] },
+    Rule { groups: &["discovery.k8s.io"], resources: &["endpointslices"], verbs: &["list", "watch"] },
+    Rule { groups: &["networking.k8s.io"], resources: &["servicecidrs"], verbs: &["list", "watch"] },
+];
 
 /// What a server does with `sendInitialEvents`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +72,7 @@ struct Failing {
 /// A request as it came.
 #[derive(Clone, Debug)]
 pub struct Request {
+    pub method: String,
     pub path: String,
     pub query: Vec<(String, String)>,
     pub user_agent: String,
@@ -76,7 +90,7 @@ impl Request {
     }
 
     fn is_of(&self, resource: &str) -> bool {
-        self.path.rsplit('/').next() == Some(resource)
+        self.attributes().is_some_and(|attributes| attributes.resource == resource)
     }
 }
 
@@ -90,6 +104,8 @@ struct State {
     /// Resources whose requests get no answer, and those that nobody may read.
     held: BTreeSet<String>,
     forbidden: BTreeSet<String>,
+    /// What may be done; `None`: everything.
+    rules: Option<Vec<Rule>>,
     tls: Option<Arc<ServerConfig>>,
     failing: Option<Failing>,
     /// A list or initial list breaks off after so many items.
@@ -154,6 +170,7 @@ impl ApiServer {
             refusing: false,
             held: BTreeSet::new(),
             forbidden: BTreeSet::new(),
+            rules: None,
             tls: None,
             failing: None,
             break_list_after: None,
@@ -263,6 +280,11 @@ impl ApiServer {
     /// Requests for a resource are answered with 403; watches that run go on, as they do after a role was changed.
     pub fn forbid(&self, resource: &str, on: bool) {
         self.shared.change(|state| if on { state.forbidden.insert(resource.into()) } else { state.forbidden.remove(resource) });
+    }
+
+    /// From now on requests are held to these rules.
+    pub fn authorize(&self, rules: &[Rule]) {
+        self.shared.change(|state| state.rules = Some(rules.to_vec()));
     }
 
     /// Lists break off after so many items.

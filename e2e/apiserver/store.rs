@@ -16,12 +16,13 @@ pub struct Resource {
     pub namespaced: bool,
 }
 
-const RESOURCES: [Resource; 5] = [
+const RESOURCES: [Resource; 6] = [
     Resource { name: "services", kind: "Service", api_version: "v1", namespaced: true },
     Resource { name: "nodes", kind: "Node", api_version: "v1", namespaced: false },
     Resource { name: "namespaces", kind: "Namespace", api_version: "v1", namespaced: false },
     Resource { name: "endpointslices", kind: "EndpointSlice", api_version: "discovery.k8s.io/v1", namespaced: true },
     Resource { name: "servicecidrs", kind: "ServiceCIDR", api_version: "networking.k8s.io/v1", namespaced: false },
+    Resource { name: "events", kind: "Event", api_version: "events.k8s.io/v1", namespaced: true },
 ];
 
 impl Resource {

@@ -28,6 +28,13 @@ impl Kubeconfig {
         self
     }
 
+    /// Whoever answers is believed.
+    #[must_use]
+    pub fn insecure(mut self) -> Self {
+        self.cluster["insecure-skip-tls-verify"] = true.into();
+        self
+    }
+
     #[must_use]
     pub fn token(mut self, token: &str) -> Self {
         self.user["token"] = token.into();

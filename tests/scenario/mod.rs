@@ -10,6 +10,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice::model::{EndpointSlice, Event, Node, ObjectKey, Service};
 use sluice::source::kube::{self, ApiOptions};
+use sluice::source::recorder::Recorder;
 use tokio::sync::mpsc::{Receiver, channel};
 use tokio::task::JoinHandle;
 
@@ -96,10 +97,16 @@ pub struct Source {
 
 impl Source {
     pub fn start(options: ApiOptions) -> Self {
+        Self::start_reporting(options).0
+    }
+
+    /// A source, and what records Events for the server.
+    pub fn start_reporting(options: ApiOptions) -> (Self, Recorder) {
         let_nothing_be_unheard();
         let (sender, events) = channel(64);
-        let task = tokio::spawn(async move { kube::run(options, sender).await.unwrap_err() });
-        Self { events, task, view: View::default() }
+        let (recorder, inbox) = Recorder::new();
+        let task = tokio::spawn(async move { kube::run_reporting(options, sender, inbox).await.unwrap_err() });
+        (Self { events, task, view: View::default() }, recorder)
     }
 
     /// Takes events in until the view is as wanted; fails the test if that takes longer than `limit`.

@@ -50,7 +50,12 @@ impl Node {
     pub fn command_by(&self, way: &[&str]) -> Command {
         let words = [way, &[BINARY]].concat();
         let mut command = self.namespace.command(words[0]);
-        command.args(&words[1..]).arg("--manifests").arg(self.manifest()).arg("--hostname-override=node-a");
+        command
+            .args(&words[1..])
+            .arg("--manifests")
+            .arg(self.manifest())
+            .arg("--hostname-override=node-a")
+            .arg("--conntrack-max-per-core=0");
         command
     }
 

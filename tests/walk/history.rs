@@ -150,6 +150,7 @@ fn slice(i: u64, random: &mut Random) -> EndpointSlice {
         family,
         ports: ports.map(|&(name, protocol, port)| SlicePort { name: name.into(), protocol, port: target + port }).collect(),
         endpoints: (0..random.below(4)).map(|_| endpoint(family, owner, random)).collect(),
+        triggered: None,
     }
 }
 

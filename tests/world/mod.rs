@@ -8,7 +8,7 @@ pub mod shop;
 
 use std::net::IpAddr;
 
-use sluice::config::{DetectLocal, IpvsConfig, Mode, NodePortAddresses, RuleConfig};
+use sluice::config::{Config, DetectLocal, Raw, RuleConfig};
 use sluice::model::endpoint::{Conditions, Hints, SliceEndpoint, SlicePort};
 use sluice::model::service::{Addresses, PortSpec};
 use sluice::model::{EndpointSlice, Event, Node, ObjectKey, Service, State};
@@ -16,18 +16,11 @@ use sluice::net::{Family, PerFamily, Protocol};
 use sluice::render::{self, Context, KernelFacts};
 use sluice::ruleset::text;
 
+/// What counts by default, with a range of pods.
 pub fn config() -> RuleConfig {
-    RuleConfig {
-        mode: Mode::Iptables,
-        detect_local: DetectLocal::ClusterCidr(PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None }),
-        masquerade_all: false,
-        masquerade_mark: 0x4000,
-        localhost_node_ports: true,
-        node_port_addresses: NodePortAddresses::Within(Vec::new()),
-        bind_address: None,
-        external_ips: true,
-        ipvs: IpvsConfig::default(),
-    }
+    let defaults = Config::resolve(Raw::of_defaults("node-a")).expect("defaults are sound").rules;
+    let cidrs = PerFamily { v4: "10.244.0.0/16".parse().ok(), v6: None };
+    RuleConfig { detect_local: DetectLocal::ClusterCidr(cidrs), ..defaults }
 }
 
 pub fn facts() -> KernelFacts {
@@ -53,7 +46,7 @@ pub fn service(cluster_ip: IpAddr) -> Service {
 
 pub fn slice(service: &ObjectKey, endpoints: Vec<SliceEndpoint>) -> EndpointSlice {
     let ports = vec![SlicePort { name: "http".into(), protocol: Protocol::Tcp, port: 8080 }];
-    EndpointSlice { service: service.clone(), family: Family::Ipv4, ports, endpoints }
+    EndpointSlice { service: service.clone(), family: Family::Ipv4, ports, endpoints, triggered: None }
 }
 
 /// A ready endpoint on another node.
