@@ -5,9 +5,10 @@ mod support;
 mod world;
 
 use std::fs;
+use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
-use std::process::Output;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
 
 use sluice::config::{Mode, RuleConfig};
 use sluice::model::State;
@@ -24,10 +25,10 @@ use sluice::ruleset::{
 };
 use sluice::serve::Metrics;
 use sluice::sync::cleanup::{BalancingRemoved, Bounds, remove_balancing, remove_rules};
-use support::golden::{FAMILIES, for_each, name, scenarios};
-use support::netns::Namespace;
+use support::golden::{FAMILIES, flags, for_each, name, scenarios};
+use support::netns::{Namespace, Process};
 use support::proxy::BINARY;
-use support::require_root;
+use support::{PATIENCE, require_root, wait_until};
 use world::bench::{FAMILY, web};
 use world::{config, facts};
 
@@ -374,6 +375,51 @@ fn not_cleaned_up(scenario: &Path, mode: &str) -> Option<String> {
     (!right).then(|| format!("{} {mode}: {log}\nsets {sets}\n{after:#?}", name(scenario)))
 }
 
+/// What iptables mode made itself: what it shares with kubelet stays, and so does the sysctl (behaviour.md §3.5).
+#[test]
+fn after_our_own_rules_what_kubelet_shares_stays() {
+    if !require_root("after_our_own_rules_what_kubelet_shares_stays") {
+        return;
+    }
+    let node = Namespace::golden("cleanup-own");
+    for (_, tool, _) in FAMILIES {
+        node.feed(&[&tool.replace("save", "restore")], OTHERS);
+    }
+    let before = FAMILIES.map(|(_, tool, _)| saved(&node, tool));
+    let scenario = scenario("dual-stack-loadbalancer");
+    let mut command = node.command(BINARY);
+    command.args(flags(&scenario)).arg("--once").arg("--manifests").arg(scenario.join("objects.yaml"));
+    assert!(command.output().expect("sluice").status.success());
+    assert!(saved(&node, "iptables-save").len() > before[0].len() + 20);
+    assert!(clean_up(&node).status.success());
+    let after = FAMILIES.map(|(_, tool, _)| saved(&node, tool));
+    let rest = after.clone().map(|lines| lines.into_iter().filter(|line| !line.contains("KUBE-FIREWALL")).collect::<Vec<_>>());
+    assert_eq!(rest, before);
+    let [v4, v6] = after.map(|lines| lines.into_iter().filter(|line| line.contains("KUBE-FIREWALL")).collect::<Vec<_>>());
+    let chain_and_jumps = [":KUBE-FIREWALL -", "-A INPUT -j KUBE-FIREWALL", "-A OUTPUT -j KUBE-FIREWALL"];
+    assert_eq!((&v4[..3], &v6[..]), (&chain_and_jumps.map(String::from)[..], &chain_and_jumps.map(String::from)[..]));
+    assert_eq!((v4.len(), v4[3].as_str()), (4, OF_KUBELET[3]));
+    let route_localnet = node.run(|| fs::read_to_string("/proc/sys/net/ipv4/conf/all/route_localnet"));
+    assert_eq!(route_localnet.expect("a sysctl"), "1\n");
+}
+
+#[test]
+fn without_privilege_nothing_is_removed_and_the_exit_code_says_so() {
+    if !require_root("without_privilege_nothing_is_removed_and_the_exit_code_says_so") {
+        return;
+    }
+    let node = Namespace::new("cleanup", "caps");
+    node.feed(&["iptables-restore"], "*nat\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n");
+    let mut command = node.command("setpriv");
+    let ran = command.args(["--bounding-set=-all", "--inh-caps=-all", BINARY, "--cleanup"]).output().expect("sluice");
+    let log = String::from_utf8_lossy(&ran.stderr).into_owned();
+    let line = log.lines().last().unwrap_or_default();
+    assert_eq!(ran.status.code(), Some(1), "{log}");
+    let words = "error: encountered an error while tearing down rules: rules: cannot ";
+    assert!(line.starts_with(words) && line.contains("CAP_NET_ADMIN"), "{line}");
+    assert!(node.output(&["iptables-save"]).contains("KUBE-MARK-MASQ"));
+}
+
 #[test]
 fn a_chain_that_could_not_be_removed_is_a_failure() {
     if !require_root("a_chain_that_could_not_be_removed_is_a_failure") {
@@ -392,9 +438,100 @@ fn a_chain_that_could_not_be_removed_is_a_failure() {
     let line = log.lines().last().unwrap_or_default();
     assert!(
         ran.status.code() == Some(1)
-            && line.starts_with("error: not everything could be removed: IPv4 chain KUBE-MARK-MASQ of table nat: "),
+            && line.starts_with("error: encountered an error while tearing down rules: IPv4 chain KUBE-MARK-MASQ of table nat: "),
         "{log}"
     );
     let after = node.output(&["iptables-save"]);
     assert!(after.contains("-A CNI -j KUBE-MARK-MASQ") && !after.contains("KUBE-SEP-A"), "{after}");
+}
+
+/// Of others, with names like it.
+const NEIGHBOURS: &str = "\
+table inet kube-proxy { chain mine { accept; }; }
+table ip kube-proxy-mine { set cluster-ips { type ipv4_addr; elements = { 192.0.2.1 }; }; }
+table ip6 mine { chain services { type nat hook output priority -100; counter packets 0 bytes 0 accept; }; }
+table arp kube-proxy { chain mine { accept; }; }
+";
+
+/// What kube-proxy's nftables mode made of a scenario.
+fn make_nftables_mode(node: &Namespace, scenario: &Path) {
+    for dump in ["nftables-v4.nft", "nftables-v6.nft"] {
+        node.feed(&["nft", "-f", "-"], &fs::read_to_string(scenario.join(dump)).expect("a dump"));
+    }
+}
+
+fn scenario(wanted: &str) -> PathBuf {
+    scenarios().into_iter().find(|path| name(path) == wanted).expect("the scenario")
+}
+
+fn tables(node: &Namespace) -> String {
+    node.output(&["nft", "list", "ruleset"])
+}
+
+#[test]
+fn the_tables_of_nftables_mode_go_and_no_others() {
+    if !require_root("the_tables_of_nftables_mode_go_and_no_others") {
+        return;
+    }
+    let of_nftables: Vec<_> = scenarios().into_iter().filter(|path| path.join("nftables-v4.nft").exists()).collect();
+    assert!(of_nftables.len() > 40, "dumps of nftables mode");
+    for_each(&of_nftables, |scenario| {
+        let node = Namespace::new("cleanup-nft", name(scenario));
+        node.feed(&["nft", "-f", "-"], NEIGHBOURS);
+        let before = tables(&node);
+        make_nftables_mode(&node, scenario);
+        assert!(tables(&node).lines().count() > before.lines().count() + 100, "{}: the tables are there", name(scenario));
+        let ran = clean_up(&node);
+        let told = String::from_utf8_lossy(&ran.stdout).ends_with("; 2 tables of nftables mode\n");
+        let right = ran.status.success() && told && tables(&node) == before;
+        let failure = || format!("{}: {}\n{}", name(scenario), String::from_utf8_lossy(&ran.stderr), tables(&node));
+        if right { Vec::new() } else { vec![failure()] }
+    });
+}
+
+/// A table of whom its maker is still there, and who wants it for itself alone.
+#[test]
+fn a_table_that_could_not_be_deleted_is_a_failure() {
+    if !require_root("a_table_that_could_not_be_deleted_is_a_failure") {
+        return;
+    }
+    let node = Namespace::new("cleanup", "owned");
+    make_nftables_mode(&node, &scenario("dual-stack"));
+    node.output(&["nft", "delete table ip kube-proxy"]);
+    let mut owner = Process::start(node.command("nft").arg("-i").stdin(Stdio::piped()).stdout(Stdio::null()));
+    let words = b"add table ip kube-proxy { flags owner; }\n";
+    owner.child().stdin.as_mut().expect("a pipe").write_all(words).expect("to write");
+    wait_until("there is a table", PATIENCE, || tables(&node).contains("flags owner"));
+    let ran = clean_up(&node);
+    let log = String::from_utf8_lossy(&ran.stderr).into_owned();
+    let line = "error: encountered an error while tearing down rules: table ip kube-proxy: cannot delete a table: EPERM \
+                (Operation not permitted): another program owns it";
+    assert_eq!((ran.status.code(), log.lines().last()), (Some(1), Some(line)));
+    assert!(!tables(&node).contains("ip6 kube-proxy"), "the rest goes");
+}
+
+/// Who changes to iptables mode: kube-proxy deletes them too.
+#[test]
+fn iptables_mode_removes_the_tables_of_nftables_mode() {
+    if !require_root("iptables_mode_removes_the_tables_of_nftables_mode") {
+        return;
+    }
+    let node = Namespace::golden("cleanup-nft-start");
+    node.feed(&["nft", "-f", "-"], NEIGHBOURS);
+    let scenario = scenario("dual-stack");
+    make_nftables_mode(&node, &scenario);
+    let start = || {
+        let mut command = node.command(BINARY);
+        command.args(flags(&scenario)).arg("--once").arg("--manifests").arg(scenario.join("objects.yaml"));
+        let ran = command.output().expect("sluice");
+        let log = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.success(), "{log}");
+        log
+    };
+    let log = start();
+    assert!(log.contains("INFO removed what nftables mode left: tables ip kube-proxy, ip6 kube-proxy"), "{log}");
+    let found = tables(&node);
+    let [ours, theirs, gone] = ["KUBE-SVC-", "table inet kube-proxy", "rules for kube-proxy"].map(|word| found.contains(word));
+    assert!(ours && theirs && !gone, "{found}");
+    assert!(!start().contains("nftables mode"), "once is enough");
 }

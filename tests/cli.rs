@@ -97,9 +97,9 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--iptables-masquerade-bit="], "--iptables-masquerade-bit: "),
         (&["--iptables-sync-period=30"], "--iptables-sync-period: \"30\" is not a duration such as 30s"),
         (&["--iptables-sync-period=soon"], "--iptables-sync-period: \"soon\" is not a duration"),
-        (&["--iptables-sync-period=0s"], "--iptables-sync-period: must be greater than 0"),
-        (&["--iptables-sync-period", "-1s"], "--iptables-sync-period: \"-1s\" is not a duration"),
-        (&["--iptables-min-sync-period=31s"], "--iptables-min-sync-period: must not be greater than --iptables-sync-period"),
+        (&["--iptables-sync-period=0s"], "--iptables-sync-period: 0s must be greater than 0"),
+        (&["--iptables-sync-period", "-1s"], "--iptables-sync-period: -1s must be greater than 0"),
+        (&["--iptables-min-sync-period=31s"], "--iptables-min-sync-period: 31s must not be greater than the sync period, 30s"),
         (&["--hostname-override= "], "--hostname-override: empty hostname-override is invalid"),
         (&["--bind-address=node1"], "--bind-address: \"node1\" is not an IP address"),
         (&["--bind-address=10.0.0.999"], "--bind-address: "),
@@ -109,7 +109,7 @@ fn values_that_cannot_be_used_are_refused_by_flag_and_cause() {
         (&["--nodeport-addresses=10.0.0.1"], "--nodeport-addresses: \"10.0.0.1\" is not a CIDR"),
         (&["--node-ip=node1"], "--node-ip: \"node1\" is not an IP address"),
         (&["--detect-local-mode=Magic"], "--detect-local-mode: \"Magic\" is not one of ClusterCIDR, NodeCIDR, BridgeInterface"),
-        (&["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must not be empty in this --detect-local-mode"),
+        (&["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must not be empty with this way"),
         (&["--detect-local-mode=InterfaceNamePrefix"], "--pod-interface-name-prefix: must not be empty"),
         (
             &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=an-interface-name"],
@@ -141,13 +141,17 @@ fn values_of_ipvs_mode_are_checked_in_it_and_ranges_with_cleanup() {
             &["--mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8,192.0.2.1"],
             "--ipvs-exclude-cidrs: \"192.0.2.1\" is not a CIDR such as 192.0.2.0/24",
         ),
-        (&["--mode=ipvs", "--ipvs-sync-period=0s"], "--ipvs-sync-period: must be greater than 0"),
-        (&["--mode=ipvs", "--ipvs-min-sync-period=31s"], "--ipvs-min-sync-period: must not be greater than --ipvs-sync-period"),
-        (&["--mode=ipvs", "--ipvs-udp-timeout=-1s"], "--ipvs-udp-timeout: \"-1s\" is not a duration"),
+        (&["--mode=ipvs", "--ipvs-sync-period=0s"], "--ipvs-sync-period: 0s must be greater than 0"),
+        (
+            &["--mode=ipvs", "--ipvs-min-sync-period=31s"],
+            "--ipvs-min-sync-period: 31s must not be greater than the sync period, 30s",
+        ),
+        (&["--mode=ipvs", "--ipvs-udp-timeout=-1s"], "--ipvs-udp-timeout: -1s is below 0"),
         (&["--mode=ipvs", "--ipvs-local-addresses=lo"], "--ipvs-local-addresses: \"lo\" is not one of device, routes"),
         (&["--mode=ipvs", "--ipvs-drain-timeout=long"], "--ipvs-drain-timeout: \"long\" is not a duration"),
-        (&["--cleanup"], "--cleanup: render prints what would be made, and removes nothing"),
-        (&["--cleanup", "--ipvs-exclude-cidrs=x"], "--ipvs-exclude-cidrs: \"x\" is not a CIDR"),
+        (&["--cleanup"], "--cleanup: render prints what would be made, and changes nothing on the node"),
+        (&["--init-only"], "--init-only: render prints what would be made, and changes nothing on the node"),
+        (&["--write-config-to=x"], "--write-config-to: render prints what would be made, and changes nothing on the node"),
     ]);
 }
 
@@ -174,20 +178,16 @@ fn what_is_no_flag_is_named() {
 }
 
 #[test]
-fn flags_of_what_is_not_built_say_so() {
-    for flags in [
-        &["--config=/var/lib/kube-proxy/config.conf"][..],
-        &["--config", "/var/lib/kube-proxy/config.conf"],
-        &["--init-only=true"],
-        &["--write-config-to", "/tmp/config"],
-    ] {
-        let name = flags[0].split('=').next().unwrap();
-        let line = refused(flags);
-        assert!(line.starts_with(&format!("error: {name}: not built into this version yet; ")), "{line}");
-        let run = sluice(flags.iter().copied());
-        assert_eq!((run.code, one_line(&run.err)), (Some(2), line), "the same without `render`");
-    }
-    rendered(&["--cleanup=false", "--init-only=false", "--config=", "--write-config-to="]);
+fn flags_that_ask_for_nothing_change_nothing() {
+    rendered(&["--cleanup=false", "--init-only=false", "--config=", "--write-config-to=", "--feature-gates=", "--vmodule="]);
+}
+
+/// What is not to be removed counts in any mode, and is checked before anything is.
+#[test]
+fn ranges_are_checked_before_anything_is_removed() {
+    let Outcome { code, err, .. } = sluice(["--cleanup", "--ipvs-exclude-cidrs=x"]);
+    assert_eq!(code, Some(2), "{err}");
+    assert!(one_line(&err).starts_with("error: --ipvs-exclude-cidrs: \"x\" is not a CIDR"), "{err}");
 }
 
 #[test]
@@ -257,10 +257,14 @@ fn every_flag_of_kube_proxy_is_accepted() {
     assert!(out.contains("10.96.0.10"), "{out}");
     let lines: Vec<_> = err.lines().collect();
     let [idle, other_mode] = lines[..] else { panic!("not two lines: {err}") };
-    assert_names(idle, "without effect in this version", &["--vmodule", "--oom-score-adj", "--conntrack-min", "--metrics-port"]);
+    let none =
+        ["--config-sync-period", "--log-flush-frequency", "--kube-api-content-type", "--boot-id-file", "--machine-id-file"];
+    assert_names(idle, "without effect in this version", &none);
     let of_ipvs = ["--ipvs-scheduler", "--ipvs-strict-arp", "--ipvs-min-sync-period", "--ipvs-tcpfin-timeout"];
     assert_names(other_mode, "without effect with --proxy-mode=iptables", &of_ipvs);
-    for real in ["--cluster-cidr", "--hostname-override", "--kubeconfig", "--bind-address", "--ipvs-exclude-cidrs"] {
+    for real in
+        ["--cluster-cidr", "--hostname-override", "--vmodule", "--oom-score-adj", "--metrics-port", "--ipvs-exclude-cidrs"]
+    {
         assert!(!err.contains(real), "{real}: {err}");
     }
 }
@@ -295,24 +299,6 @@ fn flags_of_the_other_mode_are_named_and_not_checked() {
         "--ipvs-drain-timeout=0s",
         "--iptables-masquerade-bit=7",
     ]);
-}
-
-#[test]
-fn the_command_lines_of_distributions_are_read() {
-    let k3s = "--cluster-cidr=10.42.0.0/16 --conntrack-max-per-core=0 --conntrack-tcp-timeout-close-wait=0s \
-               --conntrack-tcp-timeout-established=0s --healthz-bind-address=127.0.0.1 --hostname-override=k3s-node \
-               --kubeconfig=/var/lib/rancher/k3s/agent/kubeproxy.kubeconfig --proxy-mode=iptables";
-    let managed = "--v=2 --kubeconfig=/var/lib/kube-proxy/kubeconfig --master=https://192.0.2.1 --oom-score-adj=-998 \
-                --cluster-cidr=10.4.0.0/14 --iptables-sync-period=1m --iptables-min-sync-period=10s \
-                --ipvs-sync-period=1m --ipvs-min-sync-period=10s --detect-local-mode=NodeCIDR";
-    for (line, warnings) in [(k3s, 1), (managed, 2)] {
-        let flags: Vec<_> = line.split_whitespace().collect();
-        let Outcome { code, err, .. } = render(&flags);
-        assert!(code == Some(0) && err.lines().count() == warnings, "{line}: {err}");
-    }
-    // kubeadm and kind start it so.
-    let line = refused(&["--config=/var/lib/kube-proxy/config.conf", "--hostname-override=kind-control-plane"]);
-    assert!(line.starts_with("error: --config: not built into this version yet"), "{line}");
 }
 
 #[test]

@@ -348,11 +348,13 @@ create F hash:ip family inet hashsize 65536 maxelem 100000
             ops.extend((1..=5000).map(|number| add("A", socket(number))));
             ops.extend((1..=5000).map(|number| add("B", socket(number))));
             let found = refused(&mut kernel, &ops);
-            // The kernel divides its table and the limit, and which part is full first is chance: what is refused need
-            // not be what comes last.
+            // The kernel divides its table and the limit into regions, and which is full first is chance: what is refused
+            // need not be what comes last. A region that a resize filled beyond its share of the limit keeps what it has,
+            // while the others still fill up to theirs, so that there may be a few more than the limit: in 3 of 150 runs, 36
+            // at most.
             assert!(found.iter().all(|(op, errno)| *op < 5002 && *errno == Errno::IPSET_ERR_HASH_FULL), "{found:?}");
             let taken = members(&mut kernel, "A");
-            assert!((2250..=3000).contains(&taken.len()) && taken.len() + found.len() == 5000, "{}", taken.len());
+            assert!((2250..=3200).contains(&taken.len()) && taken.len() + found.len() == 5000, "{}", taken.len());
             let is_refused = |number: u32| found.iter().any(|(op, _)| *op == number as usize + 1);
             assert_eq!(taken, (1..=5000).filter(|number| !is_refused(*number)).map(socket).collect::<Vec<_>>());
             assert_eq!(members(&mut kernel, "B").len(), 5000);

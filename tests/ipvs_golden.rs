@@ -8,6 +8,8 @@ mod support;
 mod changes;
 #[path = "ipvs_golden/ground.rs"]
 mod ground;
+#[path = "ipvs_golden/init_only.rs"]
+mod init_only;
 #[path = "ipvs_golden/sequence.rs"]
 mod sequence;
 

@@ -19,8 +19,8 @@ use sluice::sync::{FamilySync, Inputs, Summary};
 use support::golden::{FAMILIES, after_ipvs, differences, flags, for_each, name, scenarios};
 use support::machine::Machine;
 use support::netns::Namespace;
-use support::proxy::BINARY;
-use support::{Scratch, require_root};
+use support::proxy::{BINARY, Sluice};
+use support::{PATIENCE, Scratch, require_root, wait_until};
 use world::bench::{FAMILY, web};
 use world::{Random, World, config, facts};
 
@@ -303,6 +303,49 @@ fn each_mode_is_as_if_the_other_had_never_been() {
     }
 }
 
+/// A file for `--config` that says what the flags of a scenario say.
+fn write_configuration(node: &IpvsNode, scenario: &Path, mode: &str, file: &Path) {
+    let fresh = file.with_extension("new");
+    let mut command = node.0.command(BINARY);
+    command.args(flags(scenario)).args([&format!("--mode={mode}"), MINE, "--write-config-to"]).arg(&fresh);
+    let ran = command.output().expect("sluice");
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    fs::rename(fresh, file).expect("a file in place of another");
+}
+
+#[test]
+#[ignore = "run in the virtual machine of modes_change_on_linux_6_1"]
+fn a_running_proxy_changes_its_mode_with_its_configuration_file() {
+    let scenario = scenarios().into_iter().find(|path| name(path) == "dual-stack-loadbalancer").expect("the scenario");
+    let [iptables, ipvs] = ["iptables", "ipvs"].map(|mode| {
+        let node = IpvsNode::new(mode);
+        add_others(&node.0);
+        node.sluice(&[&format!("--mode={mode}"), MINE]);
+        node.everything()
+    });
+    let (node, scratch) = (IpvsNode::new("file"), Scratch::new("mode-file"));
+    add_others(&node.0);
+    let file = scratch.file("config.conf");
+    write_configuration(&node, &scenario, "iptables", &file);
+    let mut command = node.0.command(BINARY);
+    command.arg("--config").arg(&file).arg("--manifests").arg(scenario.join("objects.yaml"));
+    command.args(flags(&scenario).iter().filter(|flag| flag.starts_with("--node-ip")));
+    let mut sluice = Sluice::spawn(&node.0, &scratch, command);
+    for (mode, wanted) in [("iptables", &iptables), ("ipvs", &ipvs), ("iptables", &iptables)] {
+        write_configuration(&node, &scenario, mode, &file);
+        let lacks = |have: &BTreeSet<String>| wanted.difference(have).any(|line| !line.contains("KUBE-FIREWALL"));
+        let as_wanted = || sluice.log().contains(&format!("--proxy-mode={mode}")) && !lacks(&node.everything());
+        wait_until(&format!("{mode} mode is in force"), 4 * PATIENCE, as_wanted);
+        // What the other mode left goes last.
+        let has_more =
+            || node.everything().difference(wanted).any(|line| line.contains("KUBE-") && !line.contains("KUBE-FIREWALL"));
+        wait_until("nothing of the other mode is left", 4 * PATIENCE, || !has_more());
+        assert_same(mode, &node.everything(), wanted);
+    }
+    assert!(sluice.is_running());
+    sluice.stop();
+}
+
 #[test]
 #[ignore = "run in the virtual machine of modes_change_on_linux_6_1"]
 fn a_cleanup_leaves_what_was_there_before() {
@@ -314,5 +357,38 @@ fn a_cleanup_leaves_what_was_there_before() {
         assert!(node.everything().len() > before.len() + 50, "{flags:?}");
         node.sluice(&["--cleanup"]);
         assert_same(&format!("{flags:?}"), &node.everything(), &before);
+    }
+}
+
+/// What kube-proxy's ipvs mode made of a scenario, all of it.
+fn make_ipvs_mode(node: &Namespace, scenario: &Path) {
+    let dump = |file: &str| fs::read_to_string(scenario.join(file)).expect("a dump");
+    node.feed(&["ipset", "restore"], &dump("ipvs-ipset.txt"));
+    node.feed(&["ipvsadm", "-R"], &dump("ipvs-services.txt"));
+    node.output(&["ip", "link", "add", "kube-ipvs0", "type", "dummy"]);
+    let addresses = dump("ipvs-addresses.txt");
+    for address in addresses.lines().filter_map(|line| line.strip_prefix("inet")?.split(' ').nth(1)) {
+        node.output(&["ip", "address", "add", address, "dev", "kube-ipvs0"]);
+    }
+    for (_, tool, dump) in FAMILIES {
+        node.feed(&[&tool.replace("save", "restore"), "--noflush"], &of_ipvs(scenario, dump));
+    }
+}
+
+#[test]
+#[ignore = "run in the virtual machine of modes_change_on_linux_6_1"]
+fn a_cleanup_after_kube_proxys_ipvs_mode_leaves_what_was_there_before() {
+    for wanted in ["dual-stack-loadbalancer", "session-affinity", "nodeport-cluster"] {
+        let scenarios = scenarios();
+        let Some(scenario) = scenarios.iter().find(|path| name(path) == wanted) else { panic!("there is no {wanted}") };
+        let node = IpvsNode::new(wanted);
+        add_others(&node.0);
+        let before = node.everything();
+        make_ipvs_mode(&node.0, scenario);
+        assert!(node.everything().len() > before.len() + 50, "{wanted}");
+        node.sluice(&["--cleanup"]);
+        assert_same(wanted, &node.everything(), &before);
+        // The others' server is the table's only one, and this ends with its namespace.
+        assert!(node.0.output(&["ipvsadm", "-Sn"]).contains("192.0.2.9:80"));
     }
 }

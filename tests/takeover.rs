@@ -37,6 +37,24 @@ const OTHERS: [(&str, &[&str]); 3] = [
     ("nat", &[":KUBE-KUBELET-CANARY - [0:0]", ":CNI-MASQ - [0:0]", "-A POSTROUTING -j CNI-MASQ", "-A CNI-MASQ -j RETURN"]),
 ];
 
+/// What `iptables-save` says of an affinity's rules that kube-proxy does not: the full mask, which fills other bytes of
+/// the rule when it is given.
+const MASKS: [&str; 2] = [" --mask 255.255.255.255 --rsource", " --mask ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff --rsource"];
+
+/// A dump as kube-proxy wrote it: without the masks, and with probabilities of ten digits.
+fn as_written(dump: &str) -> String {
+    let dump = MASKS.iter().fold(dump.to_owned(), |dump, mask| dump.replace(mask, ""));
+    let mut parts = dump.split("--probability ");
+    let mut out = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let (share, rest) = part.split_once(' ').expect("a target behind the probability");
+        let share: f64 = share.parse().expect("a probability");
+        let share = format!("--probability {:.10} ", 1.0 / (1.0 / share).round());
+        out.extend([share.as_str(), rest]);
+    }
+    out
+}
+
 /// A dump as it would come from a node in use: all rules have counted, and others' rules are there too.
 fn lived_in(dump: &str) -> String {
     let mut out = String::new();
@@ -102,30 +120,34 @@ fn run_once(node: &Namespace, scenario: &Path) -> String {
 }
 
 /// Of no scenario anything differs: neither the order of the service ports in dispatch chains, nor how iptables-restore
-/// writes a rule down, nor the canary chains make us send an operation.
+/// writes a rule down, kube-proxy's or one that was saved, nor the canary chains make us send an operation.
 #[test]
 fn nothing_of_kube_proxys_rules_is_replaced() {
     if !require_root("nothing_of_kube_proxys_rules_is_replaced") {
         return;
     }
-    for_each(&scenarios(), |scenario| {
-        let node = Namespace::golden(&format!("takeover-{}", name(scenario)));
-        make_counters(&node);
-        for (_, tool, dump) in FAMILIES {
-            restore(&node, tool, &lived_in(&fs::read_to_string(scenario.join(dump)).expect("a dump")));
-        }
-        let before = (handles(&node), generation(&node));
-        assert!(before.0.len() > 30, "{}: the rules are there", name(scenario));
-        let summary = run_once(&node, scenario);
-        let mut failures = Vec::new();
-        if !did_nothing(&summary) {
-            failures.push(format!("{}: there was nothing to do: {summary}", name(scenario)));
-        }
-        if (handles(&node), generation(&node)) != before {
-            failures.push(format!("{}: the rules or their generation are others", name(scenario)));
-        }
-        failures
-    });
+    for_each(&scenarios(), |scenario| ["written", "saved"].iter().flat_map(|origin| replaced(scenario, origin)).collect());
+}
+
+/// What is replaced of the rules of a scenario, as kube-proxy has written them, or as they were saved.
+fn replaced(scenario: &Path, origin: &str) -> Vec<String> {
+    let node = Namespace::golden(&format!("takeover-{origin}-{}", name(scenario)));
+    make_counters(&node);
+    for (_, tool, dump) in FAMILIES {
+        let dump = fs::read_to_string(scenario.join(dump)).expect("a dump");
+        restore(&node, tool, &lived_in(&if origin == "written" { as_written(&dump) } else { dump }));
+    }
+    let before = (handles(&node), generation(&node));
+    assert!(before.0.len() > 30, "{}: the rules are there", name(scenario));
+    let summary = run_once(&node, scenario);
+    let mut failures = Vec::new();
+    if !did_nothing(&summary) {
+        failures.push(format!("{}, {origin}: there was nothing to do: {summary}", name(scenario)));
+    }
+    if (handles(&node), generation(&node)) != before {
+        failures.push(format!("{}, {origin}: the rules or their generation are others", name(scenario)));
+    }
+    failures
 }
 
 /// A dump of which a random part is missing, as iptables-restore takes it: no rule jumps to a chain that is not there.

@@ -18,7 +18,7 @@ use apiserver::ApiServer;
 use certificates::{Authority, Identity};
 use kubeconfig::Kubeconfig;
 use scenario::{Logs, NODE, Source, service};
-use sluice::source::kube::{ApiOptions, Timing};
+use sluice::source::kube::ApiOptions;
 
 /// A server that speaks TLS as 127.0.0.1, signed for by `authority`.
 fn server(authority: &Authority, clients: Option<&Authority>) -> ApiServer {
@@ -38,7 +38,7 @@ impl Connected {
     fn new(test: &str, kubeconfig: &Kubeconfig) -> Self {
         let file = kubeconfig.write(std::env::temp_dir().join(format!("sluice-tls-{test}-{}", std::process::id())));
         let kubeconfig = Some(file.clone());
-        let options = ApiOptions { kubeconfig, master: None, node_name: NODE.into(), timing: Timing::default() };
+        let options = ApiOptions { kubeconfig, master: None, node_name: NODE.into(), ..ApiOptions::default() };
         Self { source: Source::start(options), file }
     }
 
@@ -89,6 +89,15 @@ async fn an_unknown_authority_is_not_believed() {
     connected.source.while_not("some tries", || server.handshake_failures().len() >= 6).await;
     assert!(server.requests().is_empty(), "a token was sent to a server that nobody vouches for");
     assert_eq!(logs.count("the node keeps its rules"), 1, "{}", logs.text());
+}
+
+#[tokio::test]
+async fn who_need_not_be_believed_is_if_the_kubeconfig_says_so_and_the_log_warns() {
+    let (logs, _guard) = Logs::capture();
+    let server = server(&Authority::new("cluster"), None);
+    let kubeconfig = Kubeconfig::new(&server.url()).insecure();
+    Connected::new("insecure", &kubeconfig).listed().await;
+    assert_eq!(logs.count("insecure-skip-tls-verify is set: whoever answers at https://127.0.0.1:"), 1, "{}", logs.text());
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The device `kube-ipvs0` and local addresses in both styles, as `ip` shows them, and who is told of their changes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use sluice::net::Family;
 use sluice::netlink::address::{AddressMonitor, DeviceChange};
@@ -164,11 +164,11 @@ fn the_style_is_changed_without_a_gap() {
     });
 }
 
-/// What routes are for: on the device each address takes the longer the more there are. Seven times as long all in all with
-/// so many; whoever is disturbed meanwhile still sees three.
+/// In either style, in few datagrams each, and the kernel lists every one of them. What that takes is the benchmark's
+/// (docs/performance.md, "Local addresses").
 #[test]
 #[ignore = "run in the virtual machine of on_linux_6_1"]
-fn thousands_of_routes_cost_less_than_addresses() {
+fn thousands_are_added_in_few_sends() {
     const COUNT: u32 = 8000;
     in_namespace(|| {
         shell("ip link set lo up");
@@ -179,22 +179,17 @@ fn thousands_of_routes_cost_less_than_addresses() {
             };
             let ops: Vec<_> = (0..COUNT).map(address).map(NodeOp::AddAddress).collect();
             let added = |local: &mut LocalAddresses| {
-                let start = Instant::now();
                 let sent = must(local, &ops);
-                let taken = start.elapsed();
                 assert!(sent.sends <= 10, "{sent:?}");
                 assert_eq!(local.addresses(family).unwrap().unwrap().len(), ops.len());
-                taken
             };
             let mut routes = LocalAddresses::open(Style::Routes).unwrap();
-            let fast = added(&mut routes);
+            added(&mut routes);
             assert_eq!(routes.delete_routes().unwrap(), ops.len());
             let mut device = LocalAddresses::open(Style::Device).unwrap();
             must(&mut device, &[NodeOp::MakeDevice]);
-            let slow = added(&mut device);
+            added(&mut device);
             assert!(device.delete_device().unwrap());
-            println!("{family}: {COUNT} routes {fast:?}, {COUNT} addresses {slow:?}");
-            assert!(3 * fast < slow, "{family}: routes {fast:?}, addresses {slow:?}");
         }
     });
 }
