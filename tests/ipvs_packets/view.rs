@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::slice::from_ref;
 
 use super::support::netns::Namespace;
+use super::support::{PATIENCE, wait_until};
 
 /// Virtual servers by protocol, as `ipvsadm` writes it, and address.
 pub type Servers = BTreeMap<(String, SocketAddr), Server>;
@@ -59,9 +61,32 @@ pub fn servers(node: &Namespace) -> Servers {
     servers
 }
 
-/// The lines of `ipvsadm -Lnc`: protocol, time left, state, client, virtual server, real server.
+/// The lines of `ipvsadm -Lnc`, one for each connection: protocol, time left, state, client, virtual server, real server.
+///
+/// The kernel keeps the connections of all namespaces in one table and hands it out in parts, each time finding its place
+/// by counting; when another test connects meanwhile, a connection is told twice or left out. So this reads until two
+/// readings tell of the same connections.
+///
+/// # Panics
+/// When no two readings agree for as long as tests wait.
 pub fn connections(node: &Namespace) -> Vec<String> {
-    node.output(&["ipvsadm", "-Lnc"]).lines().skip(2).map(str::to_owned).collect()
+    let read = || -> BTreeMap<Vec<String>, String> {
+        let output = node.output(&["ipvsadm", "-Lnc"]);
+        output.lines().skip(2).map(|line| (identity(line), line.to_owned())).collect()
+    };
+    let mut last = read();
+    wait_until("two readings tell of the same connections", PATIENCE, || {
+        let before = std::mem::replace(&mut last, read());
+        before.keys().eq(last.keys())
+    });
+    last.into_values().collect()
+}
+
+/// What a connection is known by, whatever its state and the time it has left.
+fn identity(line: &str) -> Vec<String> {
+    let words: Vec<_> = line.split_whitespace().map(str::to_owned).collect();
+    let [protocol, _, _, addresses @ ..] = &words[..] else { panic!("ipvsadm says {line:?}") };
+    [from_ref(protocol), addresses].concat()
 }
 
 /// Whether this address is on `kube-ipvs0`.
