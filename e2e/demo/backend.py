@@ -28,5 +28,10 @@ class BothFamilies(http.server.ThreadingHTTPServer):
     address_family = socket.AF_INET6
     request_queue_size = 128
 
+    def handle_error(self, request, client_address):
+        """The demo stops its clients while they ask; that is not worth a traceback."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
 
 BothFamilies(("::", int(sys.argv[2])), Pod).serve_forever()
